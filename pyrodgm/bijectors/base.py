@@ -1,0 +1,164 @@
+r"""Contract 3, read this file first: a bijector owns parameters, its transform does the mathematics.
+
+To write a bijector, subclass :class:`Bijector` (parameters, ``condition``) and
+:class:`BijectiveTransform` (two methods, one fused pass each). Everything that torch and Pyro
+ask of a transform follows from the two.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+__all__ = ["BijectiveTransform", "Bijector", "Compose", "ComposedTransform", "Inverse", "InverseTransform"]
+
+
+class BijectiveTransform(Transform):
+    r"""y = f(x) with its log absolute determinant of the Jacobian (ladj, nats), in both directions.
+
+    A transform lives as long as one distribution and caches nothing, so nothing goes stale.
+    """
+
+    bijective = True
+    domain: Any = constraints.real_vector
+    codomain: Any = constraints.real_vector
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=0)
+
+    @abstractmethod
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""f(x) and :math:`\log|\det \partial f/\partial x|`: (*B, *event) -> (*B, *event), (*B)."""
+
+    @abstractmethod
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The inverse and *its* ladj: (*B, *event) -> (*B, *event), (*B)."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_and_ladj(y)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[1]
+
+    @property
+    def inv(self) -> BijectiveTransform:
+        return InverseTransform(self)
+
+    def with_cache(self, cache_size: int = 1) -> BijectiveTransform:
+        return self
+
+
+class InverseTransform(BijectiveTransform):
+    """The inverse of a transform: the two fused passes change places."""
+
+    def __init__(self, transform: BijectiveTransform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.domain, self.codomain = transform.codomain, transform.domain
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse_and_ladj(x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.transform.call_and_ladj(y)
+
+    @property
+    def inv(self) -> BijectiveTransform:
+        return self.transform
+
+
+class ComposedTransform(BijectiveTransform):
+    """f_n o ... o f_1: the first of the list is applied first."""
+
+    def __init__(self, transforms: Sequence[BijectiveTransform]) -> None:
+        super().__init__()
+        self.transforms = list(transforms)
+        if self.transforms:
+            self.domain, self.codomain = self.transforms[0].domain, self.transforms[-1].codomain
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(())
+        for transform in self.transforms:
+            x, ladj = transform.call_and_ladj(x)
+            total = total + ladj
+        return x, total
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        total = y.new_zeros(())
+        for transform in reversed(self.transforms):
+            y, ladj = transform.inverse_and_ladj(y)
+            total = total + ladj
+        return y, total
+
+
+class Bijector(ConditionalTransformModule):
+    """A module that owns the parameters of an invertible map; ``condition`` makes the map.
+
+    Attributes:
+        triangular: claim: the Jacobian is triangular in the natural order of the features.
+        volume_preserving: claim: ladj is 0 everywhere.
+        context: size C of the conditioning vector, 0 for none.
+    """
+
+    triangular: ClassVar[bool] = False
+    volume_preserving: ClassVar[bool] = False
+    context: int = 0
+
+    @abstractmethod
+    def condition(self, context: Tensor | None = None) -> BijectiveTransform:
+        """The transform for one context, (*B, C); it works on x of shape (*B, *event)."""
+
+    @property
+    def inv(self) -> Bijector:
+        """The bijector that runs the other way and shares these parameters."""
+        return Inverse(self)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Shorthand for ``condition(context).call_and_ladj(x)``."""
+        return self.condition(context).call_and_ladj(x)
+
+
+class Inverse(Bijector):
+    """A bijector run the other way; the parameters are the wrapped one's.
+
+    Example:
+        >>> from pyrodgm.bijectors import AffineCoupling
+        >>> layer = AffineCoupling(4)
+        >>> x = torch.randn(3, 4)
+        >>> y, _ = layer(x)
+        >>> torch.allclose(layer.inv(y)[0], x)
+        True
+    """
+
+    def __init__(self, bijector: Bijector) -> None:
+        super().__init__()
+        self.bijector = bijector
+        self.context = bijector.context
+
+    @property
+    def inv(self) -> Bijector:
+        return self.bijector
+
+    def condition(self, context: Tensor | None = None) -> BijectiveTransform:
+        return self.bijector.condition(context).inv
+
+
+class Compose(Bijector):
+    """Bijectors in a row, the first applied first; each that takes a context gets it."""
+
+    def __init__(self, bijectors: Iterable[Bijector]) -> None:
+        super().__init__()
+        self.bijectors = nn.ModuleList(bijectors)
+        self.context = max((b.context for b in self.bijectors), default=0)  # type: ignore[type-var, assignment]
+
+    def condition(self, context: Tensor | None = None) -> ComposedTransform:
+        return ComposedTransform([b.condition(context if b.context else None) for b in self.bijectors])  # type: ignore

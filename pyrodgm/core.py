@@ -1,0 +1,483 @@
+r"""The contracts of every model: read this file first.
+
+A generative model is one Pyro program ``p(x, z | context)`` with a guide. Four families ask
+more of it, by what can be computed:
+
+============  ==========================================  =================================
+family        what is known                               what it answers
+============  ==========================================  =================================
+Tractable     :math:`\log p(x)` exactly                   ``condition``, ``log_prob``
+Latent        a normalised joint :math:`p(x, z)`          ``log_weights``, ``posterior``
+Energy        :math:`p(x)` up to its normaliser           ``energy``, ``log_partition``
+Implicit      samples only                                ``generate``
+============  ==========================================  =================================
+
+Shapes: B rows, event (one or more dimensions), Z latent, K particles, C context.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.distributions.conditional import ConditionalDistribution
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+__all__ = [
+    "EmptyGuide",
+    "Energy",
+    "GenerativeModel",
+    "Implicit",
+    "Latent",
+    "Tractable",
+    "data_plate",
+    "evaluating",
+    "join_context",
+]
+
+_SVI_IDS = itertools.count()
+_ELEMENTS_PER_BATCH = 2**22  # sampling keeps at most so many numbers of the event in flight
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block; every submodule's mode is restored after it."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def join_context(x: Tensor, context: Tensor | None) -> Tensor:
+    """``x`` flattened to (*B, D) beside the context (*B, C): (*B, D + C), leading dimensions broadcast."""
+    if context is None:
+        return x
+    lead = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+    return torch.cat((x.expand(*lead, -1), context.expand(*lead, -1)), -1)
+
+
+def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.plate:
+    """The plate "data" of a program: the rows at hand, scaled to the ``n`` rows that they stand for.
+
+    Raises: ValueError if the rows of x and context differ, or n is less than the rows.
+    """
+    rows = len(x) if x is not None else len(context) if context is not None else 1 if n is None else n
+    if x is not None and context is not None and len(x) != len(context):
+        raise ValueError(f"expected one context row for each row of x, got {len(context)} for {len(x)}")
+    if n is None or n == rows:
+        return pyro.plate("data", rows, dim=-1)
+    if x is None:
+        raise ValueError(f"expected n=None or n={rows} (the rows of context), got n={n}; repeat the context instead")
+    if n < rows:
+        raise ValueError(f"expected n >= {rows}, the rows of x; n is the size of the whole data set, got {n}")
+    return pyro.plate("data", n, subsample=torch.arange(rows), dim=-1)
+
+
+class EmptyGuide(nn.Module):
+    """The guide of a model without latent sites: it samples nothing."""
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> None:
+        return None
+
+
+class GenerativeModel(nn.Module):
+    r"""p(x | context) as one Pyro program: call it to run it, condition it to score.
+
+    Subclasses set ``event_shape`` and ``context`` (the size C of the conditioning vector, 0 for
+    none), may set ``guide``, and write ``forward``.
+
+    Attributes:
+        guide: module of the same signature that samples exactly the latent sites.
+        event_shape: shape of one x.
+        context: size of one context vector, 0 for an unconditional model.
+    """
+
+    family: ClassVar[str] = "model"
+    guide: nn.Module
+    event_shape: torch.Size
+    context: int
+
+    def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
+        super().__init__()
+        if any(size < 1 for size in event_shape):
+            raise ValueError(f"expected an event shape of positive sizes, got {tuple(event_shape)}")
+        if context < 0:
+            raise ValueError(f"expected context >= 0 (the size of one context vector), got {context}")
+        self.event_shape = torch.Size(event_shape)
+        self.context = context
+        self.guide = EmptyGuide()
+
+    @abstractmethod
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        """Run the program: sites "z", ... and "x" inside ``pyro.plate("data")``.
+
+        Args:
+            x: rows to score, (B, *event); None draws them.
+            context: (B, C).
+            n: without x, how many rows to draw; with x, the size of the whole data set they stand for.
+        Shapes: returns x, (B, *event).
+        """
+
+    @property
+    def support(self) -> Any:
+        """The constraint that every x satisfies."""
+        return torch.distributions.constraints.independent(torch.distributions.constraints.real, len(self.event_shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the parameters."""
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next((t.device for t in self._tensors()), torch.device("cpu"))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return itertools.chain(self.parameters(), self.buffers())
+
+    def check(self, x: Tensor | None, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """x and context as the model computes with them, or an error that says how to mend them.
+
+        Integers and booleans become the model's floating type.
+        Raises: ValueError for a wrong shape; TypeError for another floating type.
+        """
+        if x is not None:
+            x = self._as_float(x, "x")
+            event = tuple(self.event_shape)
+            if tuple(x.shape[x.dim() - len(event) :]) != event or x.dim() < len(event):
+                raise ValueError(
+                    f"expected x of shape (*, {', '.join(map(str, event))}), got {tuple(x.shape)}; "
+                    f"build {type(self).__name__} for that event shape or reshape x"
+                )
+        if self.context and context is None:
+            raise ValueError(f"expected context of shape (*, {self.context}), got none; pass context=")
+        if context is not None:
+            if not self.context:
+                raise ValueError(
+                    f"expected no context, got one of shape {tuple(context.shape)}; "
+                    f"build {type(self).__name__}(..., context={context.shape[-1] if context.dim() else 1})"
+                )
+            context = self._as_float(context, "context")
+            if context.dim() < 1 or context.shape[-1] != self.context:
+                raise ValueError(
+                    f"expected context of shape (*, {self.context}), got {tuple(context.shape)}; "
+                    "class labels go in one-hot"
+                )
+        return x, context
+
+    def _as_float(self, value: Tensor, name: str) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} as a torch.Tensor, got {type(value).__name__}; use torch.as_tensor")
+        dtype = self.dtype
+        if value.dtype == dtype:
+            return value
+        if value.is_complex() or value.is_floating_point():
+            raise TypeError(
+                f"expected {name} of {dtype}, got {value.dtype}; use {name}.to({dtype}) or model.to({value.dtype})"
+            )
+        return value.to(dtype)
+
+    def sample(self, n: int | None = None, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
+        """Ancestral samples without gradients, in eval mode, in batches that fit memory.
+
+        Args:
+            n: draws for each context; None draws one and drops the leading dimension.
+            context: (*B, C).
+            batch_size: rows drawn at once; the default bounds the memory of one event.
+        Shapes: returns (n, *B, *event).
+        """
+        if n is not None and n < 1:
+            raise ValueError(f"expected n >= 1 samples, got {n}")
+        _, context = self.check(None, context)
+        lead = (() if n is None else (n,)) + (() if context is None else tuple(context.shape[:-1]))
+        rows = math.prod(lead)
+        flat = None if context is None else context.expand(*lead, self.context).reshape(rows, self.context)
+        step = batch_size or max(1, _ELEMENTS_PER_BATCH // max(1, self.event_shape.numel()))
+        with evaluating(self), poutine.block():
+            parts = [
+                self._draw(min(step, rows - i), None if flat is None else flat[i : i + step])
+                for i in range(0, rows, step)
+            ]
+        return torch.cat(parts).reshape(*lead, *self.event_shape)
+
+    def _draw(self, rows: int, context: Tensor | None) -> Tensor:
+        """``rows`` fresh rows, one for each context row where there is a context."""
+        return self(context=context, n=rows)
+
+    def svi(self) -> tuple[Callable[..., Tensor], Callable[..., Any]]:
+        """The (model, guide) pair for a stock ``pyro.infer.SVI`` script.
+
+        The parameters are registered in Pyro's store under a name of this model alone, so two
+        models of one class train side by side; the model stays picklable.
+        """
+        name = self.__dict__.setdefault("_svi_name", f"{type(self).__name__}-{next(_SVI_IDS)}")
+
+        def model(x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+            for key, parameter in self.named_parameters():
+                if parameter.requires_grad:
+                    pyro.param(f"{name}$$${key}", parameter)
+            return self(x, context, n=n)
+
+        def guide(x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Any:
+            return self.guide(x, context, n=n)
+
+        return model, guide
+
+    def __getstate__(self) -> dict[str, Any]:
+        # pyro.param hangs a weak reference on each parameter, which cannot be pickled; Pyro sets it anew when read.
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        return {k: v for k, v in self.__dict__.items() if k != "_svi_name"}
+
+
+class Tractable(GenerativeModel):
+    r"""A model whose density is exact: a conditional distribution with parameters.
+
+    Subclasses write :meth:`condition`. What it returns is an ordinary Pyro distribution, so a
+    member is a prior, a decoder, a guide or a likelihood wherever a program samples.
+    """
+
+    family: ClassVar[str] = "tractable"
+
+    @abstractmethod
+    def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        """The distribution p(x | context); its batch shape is the context's, (*B, C) -> (*B)."""
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x | context) in nats, (*B, *event), (*B, C) -> (*B)."""
+        x, context = self.check(x, context)
+        return self.condition(context).log_prob(x)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        x, context = self.check(x, context)
+        with data_plate(x, context, n):
+            return pyro.sample("x", self.condition(context), obs=x)
+
+    def _draw(self, rows: int, context: Tensor | None) -> Tensor:
+        return self.condition(context).sample(() if context is not None else (rows,))
+
+    @property
+    def support(self) -> Any:
+        with torch.no_grad():
+            context = torch.zeros(self.context, dtype=self.dtype, device=self.device) if self.context else None
+            return self.condition(context).support
+
+
+ConditionalDistribution.register(Tractable)
+
+
+class Latent(GenerativeModel):
+    """A normalised joint p(x, z | context) with a guide q(z | x, context).
+
+    Subclasses write ``forward`` and set ``guide``; the latent sites lie inside the data plate.
+    """
+
+    family: ClassVar[str] = "latent"
+
+    def log_weights(
+        self, x: Tensor, context: Tensor | None = None, *, particles: int = 1, n: int | None = None
+    ) -> Tensor:
+        r"""Importance weights :math:`\log p(x, z_k) - \log q(z_k | x)`, :math:`z_k \sim q`, in nats.
+
+        ELBO, IWAE, Renyi bounds and held-out likelihood are means of these.
+
+        Shapes: x (B, *event) -> (K, B).
+        Raises: ValueError if the guide samples a site outside the data plate: that one has no weight of its row.
+        """
+        x, context = self.check(x, context)
+        guide_trace = self._particle_trace(self.guide, particles, x, context, n)
+        model_trace = self._particle_trace(poutine.replay(self, trace=guide_trace), particles, x, context, n)
+        log_p = self._row_log_prob(model_trace)
+        log_q = self._row_log_prob(guide_trace)
+        return (log_p - log_q).expand(particles, len(x))
+
+    @staticmethod
+    def _particle_trace(
+        program: Callable[..., Any], particles: int, x: Tensor | None, context: Tensor | None, n: int | None
+    ) -> Any:
+        with poutine.trace() as handler, pyro.plate("particles", particles, dim=-2):
+            program(x, context, n=n)
+        return handler.trace
+
+    @staticmethod
+    def _row_log_prob(trace: Any) -> Tensor:
+        """The log-probabilities of a trace's sites summed for each row, the plates' scale left out."""
+        total: Any = 0.0
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or site["infer"].get("is_auxiliary") or site_is_subsample(site):
+                continue
+            if not any(frame.name == "data" for frame in site["cond_indep_stack"]):
+                raise ValueError(
+                    f"site {name!r} lies outside the data plate, so rows have no weights of their own; "
+                    "use an ELBO for programs with global latents"
+                )
+            log_prob = site["fn"].log_prob(site["value"])
+            total = total + (log_prob if site["mask"] is None else log_prob * site["mask"])
+        return total
+
+    def posterior(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        """The guide's q(z | x, context) as a distribution, batch shape (B,).
+
+        Raises: TypeError if the guide is a program without one distribution of its own.
+        """
+        condition = getattr(self.guide, "condition", None)
+        if condition is None:
+            raise TypeError(f"expected a guide with condition(x, context), got {type(self.guide).__name__}; trace it")
+        return condition(*self.check(x, context))
+
+    def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x drawn again from z ~ q(z | x): (B, *event) -> (B, *event), in eval mode."""
+        x, context = self.check(x, context)
+        with evaluating(self), poutine.block():
+            trace = poutine.trace(self.guide).get_trace(x, context)
+            return poutine.replay(self, trace=trace)(None, context, n=len(x))
+
+    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 100) -> Tensor:
+        """Fill in what is missing: draws from p(x_missing | x_observed) by Metropolis within Gibbs.
+
+        The guide proposes z, the exact importance ratio accepts it, the likelihood proposes the
+        missing part, so the chain leaves the model's own conditional invariant whatever the guide.
+
+        Args:
+            x: (B, *event); what stands where mask is False does not matter.
+            mask: True where x is observed, broadcast against x.
+            steps: sweeps of the chain.
+        Shapes: returns (B, *event); the observed part is x itself.
+        Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
+        """
+        x, context = self.check(x, context)
+        with evaluating(self), poutine.block():
+            filled = torch.where(mask, x, self(None, context, n=len(x)))
+            trace = poutine.trace(self.guide).get_trace(filled, context)
+            for _ in range(steps):
+                draw = poutine.replay(self, trace=trace)(None, context, n=len(x))
+                filled = torch.where(mask, x, draw)
+                trace = self._metropolis(trace, filled, context)
+            return filled
+
+    def _metropolis(self, current: Any, x: Tensor, context: Tensor | None) -> Any:
+        """One independence-Metropolis move of the latents, row by row, with q(z | x) as the proposal."""
+        proposed = poutine.trace(self.guide).get_trace(x, context)
+        old = poutine.trace(poutine.replay(self.guide, trace=current)).get_trace(x, context)
+        weight = {
+            key: self._row_log_prob(poutine.trace(poutine.replay(self, trace=q)).get_trace(x, context))
+            - self._row_log_prob(q)
+            for key, q in (("old", old), ("new", proposed))
+        }
+        accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)
+        for name in proposed.stochastic_nodes:
+            new, kept = proposed.nodes[name]["value"], old.nodes[name]["value"]
+            proposed.nodes[name]["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
+        return proposed
+
+
+class Energy(GenerativeModel):
+    r"""A density known up to its normaliser: :math:`p(x) = \exp(-E(x)) / Z`.
+
+    Subclasses write :meth:`energy` and :meth:`start`, and set ``kernel``, a Markov kernel that leaves p invariant.
+
+    Attributes:
+        kernel: see :mod:`pyrodgm.kernels.base`.
+        sample_steps: kernel steps from :meth:`start` to what ``sample`` returns.
+        negative_steps: kernel steps from the data to the negatives of a gradient.
+    """
+
+    family: ClassVar[str] = "energy"
+    kernel: Any
+    sample_steps: int = 1000
+    negative_steps: int = 1
+
+    @abstractmethod
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """E(x), (*B, *event) -> (*B)."""
+
+    @abstractmethod
+    def start(self, n: int, context: Tensor | None = None) -> Tensor:
+        """Where ``n`` chains begin, (n, *event)."""
+
+    @abstractmethod
+    def log_partition(self, method: str = "ais", **options: Any) -> tuple[Tensor, Tensor]:
+        """log Z and its standard error (0 where it is exact), in nats."""
+
+    def run_kernel(
+        self, x: Tensor, context: Tensor | None, steps: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """x after ``steps`` moves of the kernel, without gradients, one chain a row."""
+        with torch.no_grad():
+            state = self.kernel.init(self.potential(context), x)
+            for _ in range(steps):
+                state, _ = self.kernel.step(state, generator)
+            return state.positions
+
+    def potential(self, context: Tensor | None = None) -> Any:
+        """What ``kernel.init`` wants: E(. | context) as a function of positions (chains, *event)."""
+        return lambda x: self.energy(x, context)
+
+    def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        """The distribution, unnormalised (and it says so): samples by the kernel, log_prob is -E(x)."""
+        from pyrodgm.distributions.unnormalised import Unnormalised
+
+        return Unnormalised(self, context)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        x, context = self.check(x, context)
+        with data_plate(x, context, n):
+            return pyro.sample("x", self.condition(context), obs=x)
+
+    def _draw(self, rows: int, context: Tensor | None) -> Tensor:
+        return self.run_kernel(self.start(rows, context), context, self.sample_steps)
+
+
+class Implicit(GenerativeModel):
+    """A model that can only be sampled: x = generate(z, context), z ~ prior.
+
+    Its program has the sites "z" and "x"; the site "x" has no density and says so when asked.
+
+    Args:
+        prior: distribution of z, a :class:`Tractable` of event shape (Z,).
+    """
+
+    family: ClassVar[str] = "implicit"
+
+    def __init__(self, event_shape: tuple[int, ...], prior: Tractable, context: int = 0) -> None:
+        super().__init__(event_shape, context)
+        self.prior = prior
+        self.guide = PriorGuide(prior)
+
+    @abstractmethod
+    def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """x for each latent, (B, Z) -> (B, *event), with gradients."""
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        from pyrodgm.distributions.implicit import Generated
+
+        x, context = self.check(x, context)
+        with data_plate(x, context, n):
+            z = pyro.sample("z", self.prior.condition())
+            return pyro.sample("x", Generated(self.generate(z, context), len(self.event_shape)), obs=x)
+
+
+class PriorGuide(nn.Module):
+    """The guide of an implicit model: z from its prior, whatever x is."""
+
+    def __init__(self, prior: Tractable) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        with data_plate(x, context, n):
+            return pyro.sample("z", self.prior.condition())

@@ -1,0 +1,116 @@
+"""Autoregressive distributions over vectors: scored in one pass, sampled with every weight used once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrodgm.distributions.conditionals import Conditional
+from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
+
+__all__ = ["AutoregressiveDistribution", "MixtureOfOrders"]
+
+
+class AutoregressiveDistribution(TorchDistribution):
+    r""":math:`p(x) = \prod_d p(x_d \mid x_{<d}, c)` with all conditionals from one masked network.
+
+    Args:
+        net: gives the parameters of every conditional, (*B, D) -> (*B, P, D).
+        conditional: the family of one feature.
+        context: (*B, C) or None; the batch shape is its leading shape.
+        mask: which set of the network's degrees.
+    Shapes: x (*S, *B, D) -> log_prob (*S, *B) in nats.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        net: MaskedMLP,
+        conditional: Conditional,
+        context: Tensor | None = None,
+        mask: int | Tensor = 0,
+        batch_shape: tuple[int, ...] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.net, self.conditional, self.context, self.mask = net, conditional, context, mask
+        if batch_shape is None:
+            batch_shape = () if context is None else tuple(context.shape[:-1])
+        super().__init__(torch.Size(batch_shape), torch.Size((net.features,)), validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(self.conditional.support, 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveDistribution:
+        return AutoregressiveDistribution(
+            self.net, self.conditional, self.context, self.mask, batch_shape, validate_args=False
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        parameters = self.net(value, self.context, self.mask).to(value.dtype)
+        log_prob = self.conditional.log_prob(parameters, value).sum(-1)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, D)
+        rows = shape[:-1].numel()
+        context = None if self.context is None else self.context.expand(*shape[:-1], -1).reshape(rows, -1)
+        state = IncrementalPass(self.net, context, rows, int(self.mask))
+        for i in range(self.net.features):
+            state.set(i, self.conditional.sample(state.parameters(i)))
+        return state.result().reshape(shape)
+
+
+class MixtureOfOrders(TorchDistribution):
+    r"""The ensemble of the distributions under each mask: :math:`p(x) = \frac1M \sum_m p_m(x)`.
+
+    Source: Germain et al. (2015), arXiv:1502.03509, section 4.2; Uria et al. (2014), arXiv:1310.1757, section 3.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = False
+
+    def __init__(
+        self, members: list[AutoregressiveDistribution], validate_args: bool | None = None
+    ) -> None:
+        self.members = members
+        super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return self.members[0].support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureOfOrders:
+        return MixtureOfOrders([m.expand(batch_shape) for m in self.members], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.logsumexp(torch.stack([m.log_prob(value) for m in self.members]), 0) - math.log(len(self.members))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        rows = shape[:-1].numel()
+        first = self.members[0]
+        context = None if first.context is None else first.context.expand(*shape[:-1], -1).reshape(rows, -1)
+        device = first.net.ranks.device
+        which = torch.randint(len(self.members), (rows,), device=device)
+        out = torch.empty(rows, shape[-1], dtype=first.net.last.weight.dtype, device=device)
+        for index, member in enumerate(self.members):
+            chosen = (which == index).nonzero()[:, 0]
+            if len(chosen):
+                part = None if context is None else context[chosen]
+                one = AutoregressiveDistribution(member.net, member.conditional, part, member.mask)
+                out[chosen] = one.sample(() if part is not None else (len(chosen),))
+        return out.reshape(shape)

@@ -1,0 +1,74 @@
+"""The distribution of an energy model: its density is known up to a constant, and it says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyrodgm.core import Energy
+
+__all__ = ["Unnormalised"]
+
+
+class Unnormalised(TorchDistribution):
+    r"""p(x) = exp(-E(x)) / Z with unknown Z.
+
+    ``log_prob`` is :math:`-E(x)`: right up to the constant -log Z, so enough for MCMC over x and
+    never a likelihood (``normalized`` is False). While the model trains, its *gradient* is the
+    whole gradient of log p, the missing part estimated by negatives that the model's kernel draws:
+
+    .. math:: \nabla \log p(x) = -\nabla E(x) + \mathbb E_{x' \sim p} \nabla E(x')
+
+    so a program with such a site learns under stock ``pyro.infer.SVI``.
+
+    Source: Hinton (2002), Training products of experts, eq. 3-4 (contrastive divergence).
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = False
+    normalized = False
+
+    def __init__(
+        self,
+        model: Energy,
+        context: Tensor | None = None,
+        batch_shape: tuple[int, ...] | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.context = context
+        if batch_shape is None:
+            batch_shape = () if context is None else tuple(context.shape[:-1])
+        super().__init__(torch.Size(batch_shape), model.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return self.model.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Unnormalised:
+        return Unnormalised(self.model, self.context, batch_shape, validate_args=False)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        rows = shape[: len(shape) - len(self.event_shape)]
+        context = None if self.context is None else self.context.expand(*rows, -1).reshape(rows.numel(), -1)
+        with torch.no_grad():
+            return self.model._draw(rows.numel(), context).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = -self.model.energy(value, self.context)
+        if self.model.training and torch.is_grad_enabled():
+            event = value.dim() - len(self.event_shape)
+            lead = torch.broadcast_shapes(value.shape[:event], self.batch_shape)
+            context = None if self.context is None else self.context.expand(*lead, -1).reshape(lead.numel(), -1)
+            rows = value.expand(lead + self.event_shape).reshape(lead.numel(), *self.event_shape)
+            negatives = self.model.run_kernel(rows, context, self.model.negative_steps)
+            missing = self.model.energy(negatives, context).reshape(lead)
+            log_prob = log_prob + (missing - missing.detach())  # adds 0 to the value, the log Z term to the gradient
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

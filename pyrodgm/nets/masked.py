@@ -1,0 +1,190 @@
+"""Masked networks: output i sees the inputs before i in an order, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["IncrementalPass", "MaskedMLP"]
+
+
+class MaskedMLP(nn.Module):
+    r"""A perceptron whose output for feature d depends on the features before d in an order.
+
+    Feature d has the rank :math:`r_d`; a hidden unit of degree m sees the inputs of rank
+    :math:`\le m` and the units below of degree :math:`\le m`; the outputs of feature d see the
+    units of degree :math:`< r_d`. The degrees are the only state: masks are made from them, so a
+    weight that the mask hides never acts, whatever its value. The context reaches everything.
+
+    Args:
+        features: D.
+        outputs: numbers P for each feature.
+        hidden: widths of the hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        order: ``order[d]`` is the rank of feature d; default the natural order.
+        masks: how many sets of degrees M. The first is evenly spread in ``order``; with M > 1 all
+            are random, in random orders unless ``order`` is given.
+        direct: add masked linear connections from the inputs to the outputs.
+        activation: makes one activation module.
+    Shapes: x (*B, D), context (*B, C) -> (*B, P, D).
+    Source: Germain et al. (2015), arXiv:1502.03509, eq. 8-12 and section 4.2.
+    Example:
+        >>> MaskedMLP(5, 2, [16])(torch.zeros(3, 5)).shape
+        torch.Size([3, 2, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        hidden: Sequence[int],
+        context: int = 0,
+        order: Tensor | None = None,
+        masks: int = 1,
+        direct: bool = False,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        if features < 1 or outputs < 1 or masks < 1 or min(hidden, default=1) < 1:
+            raise ValueError(
+                f"expected positive sizes, got features={features}, outputs={outputs}, hidden={list(hidden)}, "
+                f"masks={masks}"
+            )
+        if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(features)):
+            raise ValueError(f"expected order to be a permutation of 0..{features - 1}, got {order}")
+        self.features, self.outputs, self.context, self.masks = features, outputs, context, masks
+        sizes = [features, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.last = nn.Linear(sizes[-1], outputs * features)
+        self.direct = nn.Linear(features, outputs * features, bias=False) if direct and hidden else None
+        first = sizes[1] if hidden else outputs * features
+        self.from_context = nn.Linear(context, first, bias=False) if context else None
+        self.context_to_last = nn.Linear(context, outputs * features, bias=False) if context and hidden else None
+        self.activation = activation()
+        self._set_degrees(hidden, order)
+
+    def _set_degrees(self, hidden: Sequence[int], order: Tensor | None) -> None:
+        """Ranks (M, D) and, for each hidden layer, degrees (M, H), as buffers that travel with the weights."""
+        features, masks = self.features, self.masks
+        natural = torch.arange(features) if order is None else torch.as_tensor(order)
+        shuffle = masks > 1 and order is None
+        ranks = torch.stack([torch.randperm(features) if shuffle else natural for _ in range(masks)])
+        self.register_buffer("ranks", ranks)
+        lowest, highest = (-1 if self.context else 0), max(features - 2, 0)
+        least = torch.full((masks,), lowest)
+        for i, width in enumerate(hidden):
+            if masks == 1:
+                degrees = (lowest + torch.arange(width) * (highest - lowest + 1) // width)[None]
+            else:
+                # A unit below the least degree of the layer before it would see nothing (Germain et al., section 4.2).
+                degrees = torch.stack([torch.randint(int(low), highest + 1, (width,)) for low in least])
+                least = degrees.min(1).values
+            self.register_buffer(f"degrees{i}", degrees)
+
+    def _degrees(self, mask: int | Tensor) -> list[Tensor]:
+        """The ranks of the inputs and the degrees of each hidden layer under one mask."""
+        stacks = [self.ranks, *(getattr(self, f"degrees{i}") for i in range(len(self.layers)))]
+        if isinstance(mask, Tensor):
+            return [s.index_select(0, mask.reshape(1))[0] for s in stacks]
+        return [s[mask] for s in stacks]
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
+        ranks, *degrees = self._degrees(mask)
+        h, below = x, ranks
+        for layer, degree in zip(self.layers, degrees, strict=True):
+            h = F.linear(h, torch.where(degree[:, None] >= below, layer.weight, 0.0), layer.bias)
+            if below is ranks and self.from_context is not None:
+                h = h + self.from_context(context)
+            h, below = self.activation(h), degree
+        out = F.linear(h, torch.where(ranks.repeat(self.outputs)[:, None] > below, self.last.weight, 0.0), self.last.bias)
+        if self.direct is not None:
+            out = out + F.linear(x, torch.where(ranks.repeat(self.outputs)[:, None] > ranks, self.direct.weight, 0.0))
+        to_last = self.context_to_last if self.layers else self.from_context
+        if to_last is not None:
+            out = out + to_last(context)
+        return out.unflatten(-1, (self.outputs, self.features))  # (*B, P * D) -> (*B, P, D)
+
+
+class IncrementalPass:
+    r"""One forward pass of a :class:`MaskedMLP`, feature by feature, that uses every weight once.
+
+    The units are sorted by degree, so when feature of rank i is set, exactly the units of degree i
+    become computable: a block of rows of each layer. D steps cost one dense pass, where D full
+    passes cost D.
+
+    Args:
+        net: the network; ``mask`` picks one of its sets of degrees.
+        context: (N, C) or None.
+        rows: N.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net: MaskedMLP, context: Tensor | None, rows: int, mask: int = 0) -> None:
+        ranks, *degrees = net._degrees(mask)
+        self.features, self.outputs = net.features, net.outputs
+        self.order = ranks.argsort()  # self.order[i] is the feature of rank i
+        self.activation = net.activation
+        sorts = [self.order, *(d.argsort(stable=True) for d in degrees)]
+        last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
+        to_last = net.context_to_last if net.layers else net.from_context
+
+        def bias(linear: nn.Linear, from_context: nn.Linear | None, sort: Tensor) -> Tensor:
+            value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
+            if from_context is not None and context is not None:
+                value = value + from_context.weight @ context.T
+            return value[sort]
+
+        self.weights = [
+            layer.weight[up][:, down].contiguous() for layer, down, up in zip(net.layers, sorts[:-1], sorts[1:], strict=True)
+        ]
+        self.biases = [
+            bias(layer, net.from_context if i == 0 else None, sort)
+            for i, (layer, sort) in enumerate(zip(net.layers, sorts[1:], strict=True))
+        ]
+        split = (net.outputs, net.features)
+        self.last_weight = net.last.weight[last_sort][:, sorts[-1]].unflatten(0, split).transpose(0, 1).contiguous()
+        self.last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1).contiguous()
+        self.direct = (
+            None
+            if net.direct is None
+            else net.direct.weight[last_sort][:, self.order].unflatten(0, split).transpose(0, 1).contiguous()
+        )
+        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input).
+        grid = torch.arange(net.features + 1, device=ranks.device)
+        self.ends = [grid.tolist()] + [
+            torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
+        ]
+        like = net.last.weight
+        self.units = [like.new_zeros(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        for level in range(1, len(self.units)):
+            self._fill(level, 0, self.ends[level][0])
+
+    def _fill(self, level: int, start: int, end: int, below: int | None = None) -> None:
+        """Compute the units start .. end of a hidden layer from the first ``below`` units under it."""
+        if end == start:
+            return
+        below = self.ends[level - 1][0] if below is None else below
+        rows = slice(start, end)
+        total = torch.addmm(
+            self.biases[level - 1][rows], self.weights[level - 1][rows, :below], self.units[level - 1][:below]
+        )
+        self.units[level][rows] = self.activation(total)
+
+    def parameters(self, i: int) -> Tensor:
+        """The P numbers for the feature of rank i, (P, N), once the ranks below i are set."""
+        seen = self.ends[-1][i]
+        out = torch.addmm(self.last_bias[i], self.last_weight[i][:, :seen], self.units[-1][:seen])
+        return out if self.direct is None else out + self.direct[i][:, :i] @ self.units[0][:i]
+
+    def set(self, i: int, value: Tensor) -> None:
+        """Fix the feature of rank i to ``value`` (N,)."""
+        self.units[0][i] = value
+        for level in range(1, len(self.units)):
+            self._fill(level, self.ends[level][i], self.ends[level][i + 1], self.ends[level - 1][i + 1])
+
+    def result(self) -> Tensor:
+        """The features in their natural order, (N, D)."""
+        return self.units[0][self.order.argsort()].T.contiguous()

@@ -1,0 +1,101 @@
+"""Any univariate Pyro family over a vector, with its parameters learned, fixed, or from a network of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+from pyrodgm.core import Tractable
+from pyrodgm.distributions.normal import StandardNormalDistribution
+from pyrodgm.nets.mlp import MLP
+
+__all__ = ["Parametric", "StandardNormal"]
+
+
+class StandardNormal(Tractable):
+    """N(0, I), the usual prior and base; it has no parameters.
+
+    Args:
+        features: D, or the whole event shape.
+    Example:
+        >>> StandardNormal(2).sample(3).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, features: int | tuple[int, ...]) -> None:
+        super().__init__((features,) if isinstance(features, int) else features)
+        self.like: Tensor
+        self.register_buffer("like", torch.empty(0), persistent=False)  # carries dtype and device
+
+    def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        return StandardNormalDistribution(self.like, self.event_shape)
+
+
+class Parametric(Tractable):
+    r"""Independent features of one Pyro family: :math:`p(x \mid c) = \prod_d f(x_d; \theta_d(c))`.
+
+    Without context the parameters are free and maximum likelihood fits them; with context a
+    network gives them, which makes a likelihood p(x | z) or an amortized posterior q(z | x).
+    Unconstrained numbers become parameters through the family's own constraints
+    (``biject_to``: a scale is an exponential).
+
+    Args:
+        family: a univariate distribution class of Pyro, such as ``dist.Normal`` or ``dist.Bernoulli``.
+        features: D, or the whole event shape.
+        context: size C of the conditioning vector, 0 for none.
+        hidden: widths of the network's hidden layers.
+        net: any module (*B, C) -> (*B, parameters * D) instead; each parameter's D numbers in a row.
+        fixed: parameters that are not learned, by name, such as ``{"scale": 0.1}``.
+        activation: makes one activation module of the network.
+    Shapes: x (*B, *event), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: TypeError if the family is not univariate or has no parameter left to learn.
+    Example:
+        >>> import pyro.distributions as dist
+        >>> Parametric(dist.Normal, 3).log_prob(torch.zeros(2, 3)).shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        family: type[TorchDistribution],
+        features: int | tuple[int, ...],
+        context: int = 0,
+        hidden: Sequence[int] = (),
+        net: nn.Module | None = None,
+        fixed: dict[str, float] | None = None,
+        activation: Any = nn.ReLU,
+    ) -> None:
+        super().__init__((features,) if isinstance(features, int) else features, context)
+        constraints = dict(getattr(family, "arg_constraints", {}))
+        if "logits" in constraints:
+            constraints.pop("probs", None)
+        self.fixed = dict(fixed or {})
+        self.constraints = {k: c for k, c in constraints.items() if k not in self.fixed}
+        if not self.constraints or set(self.fixed) - set(constraints):
+            raise TypeError(f"expected {family} to have parameters besides fixed={self.fixed}, got {list(constraints)}")
+        if any(getattr(c, "event_dim", 0) for c in constraints.values()):
+            raise TypeError(f"expected a univariate family, got {family.__name__}; it is over whole vectors")
+        self.distribution = family
+        outputs = len(self.constraints) * self.event_shape.numel()
+        if not context:
+            self.free = nn.Parameter(torch.zeros(outputs))
+        self.net = (MLP(context, outputs, hidden, activation) if net is None else net) if context else None
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        _, context = self.check(None, context)
+        raw = self.free if self.net is None else self.net(context).to(self.like.dtype)
+        parts = raw.unflatten(-1, (len(self.constraints), *self.event_shape)).unbind(raw.dim() - 1)
+        arguments: dict[str, Any] = {k: _to(c, v) for (k, c), v in zip(self.constraints.items(), parts, strict=True)}
+        for name, value in self.fixed.items():
+            arguments[name] = self.like.new_tensor(value)
+        return self.distribution(**arguments).to_event(len(self.event_shape))
+
+
+def _to(constraint: Any, raw: Tensor) -> Tensor:
+    return raw if constraint is torch.distributions.constraints.real else biject_to(constraint)(raw)
