@@ -22,7 +22,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import pyro
 import torch
@@ -42,6 +42,7 @@ __all__ = [
     "data_plate",
     "evaluating",
     "join_context",
+    "sample_sites",
 ]
 
 _SVI_IDS = itertools.count()
@@ -84,6 +85,11 @@ def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.
     if n < rows:
         raise ValueError(f"expected n >= {rows}, the rows of x; n is the size of the whole data set, got {n}")
     return pyro.plate("data", n, subsample=torch.arange(rows), dim=-1)
+
+
+def sample_sites(trace: Any) -> dict[str, Any]:
+    """The sample sites of a Pyro trace by name, without the plates' bookkeeping."""
+    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
 class EmptyGuide(nn.Module):
@@ -148,6 +154,12 @@ class GenerativeModel(nn.Module):
 
     def _tensors(self) -> Iterator[Tensor]:
         return itertools.chain(self.parameters(), self.buffers())
+
+    @overload
+    def check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+    @overload
+    def check(self, x: None, context: Tensor | None) -> tuple[None, Tensor | None]: ...
 
     def check(self, x: Tensor | None, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """x and context as the model computes with them, or an error that says how to mend them.
@@ -277,7 +289,7 @@ class Tractable(GenerativeModel):
             return self.condition(context).support
 
 
-ConditionalDistribution.register(Tractable)
+ConditionalDistribution.register(Tractable)  # type: ignore[type-abstract]
 
 
 class Latent(GenerativeModel):
@@ -317,9 +329,7 @@ class Latent(GenerativeModel):
     def _row_log_prob(trace: Any) -> Tensor:
         """The log-probabilities of a trace's sites summed for each row, the plates' scale left out."""
         total: Any = 0.0
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or site["infer"].get("is_auxiliary") or site_is_subsample(site):
-                continue
+        for name, site in sample_sites(trace).items():
             if not any(frame.name == "data" for frame in site["cond_indep_stack"]):
                 raise ValueError(
                     f"site {name!r} lies outside the data plate, so rows have no weights of their own; "
@@ -364,7 +374,7 @@ class Latent(GenerativeModel):
             filled = torch.where(mask, x, self(None, context, n=len(x)))
             trace = poutine.trace(self.guide).get_trace(filled, context)
             for _ in range(steps):
-                draw = poutine.replay(self, trace=trace)(None, context, n=len(x))
+                draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))
                 filled = torch.where(mask, x, draw)
                 trace = self._metropolis(trace, filled, context)
             return filled
@@ -379,9 +389,9 @@ class Latent(GenerativeModel):
             for key, q in (("old", old), ("new", proposed))
         }
         accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)
-        for name in proposed.stochastic_nodes:
-            new, kept = proposed.nodes[name]["value"], old.nodes[name]["value"]
-            proposed.nodes[name]["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
+        for name, site in sample_sites(proposed).items():
+            new, kept = site["value"], old.nodes[name]["value"]
+            site["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
         return proposed
 
 

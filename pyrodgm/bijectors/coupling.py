@@ -23,7 +23,7 @@ class _CouplingTransform(BijectiveTransform):
         self.net, self.context, self.split, self.flip = net, context, split, flip
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = x.tensor_split((self.split,), -1)
+        first, second = x.split((self.split, x.shape[-1] - self.split), -1)  # one node of the graph, not two slices
         return (second, first) if self.flip else (first, second)
 
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
@@ -35,19 +35,19 @@ class _AffineTransform(_CouplingTransform):
         super().__init__(net, context, split, flip)
         self.bound = bound
 
-    def _scale_shift(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale_shift(self, kept: Tensor, sign: float) -> tuple[Tensor, Tensor]:
         raw, shift = self.net(join_context(kept, self.context)).to(kept.dtype).chunk(2, -1)
-        return self.bound * torch.tanh(raw), shift
+        return torch.tanh(raw) * (sign * self.bound), shift
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._halves(x)
-        log_scale, shift = self._scale_shift(kept)
+        log_scale, shift = self._scale_shift(kept, 1.0)
         return self._join(kept, torch.addcmul(shift, moved, log_scale.exp())), log_scale.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._halves(y)
-        log_scale, shift = self._scale_shift(kept)
-        return self._join(kept, (moved - shift) * torch.exp(-log_scale)), -log_scale.sum(-1)
+        log_scale, shift = self._scale_shift(kept, -1.0)  # of the inverse
+        return self._join(kept, (moved - shift) * log_scale.exp()), log_scale.sum(-1)
 
 
 class _AdditiveTransform(_CouplingTransform):

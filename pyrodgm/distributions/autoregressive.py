@@ -39,7 +39,7 @@ class AutoregressiveDistribution(TorchDistribution):
         batch_shape: tuple[int, ...] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.net, self.conditional, self.context, self.mask = net, conditional, context, mask
+        self.net, self.conditional, self.context, self.index = net, conditional, context, mask
         if batch_shape is None:
             batch_shape = () if context is None else tuple(context.shape[:-1])
         super().__init__(torch.Size(batch_shape), torch.Size((net.features,)), validate_args=validate_args)
@@ -50,13 +50,13 @@ class AutoregressiveDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveDistribution:
         return AutoregressiveDistribution(
-            self.net, self.conditional, self.context, self.mask, batch_shape, validate_args=False
+            self.net, self.conditional, self.context, self.index, batch_shape, validate_args=False
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        parameters = self.net(value, self.context, self.mask).to(value.dtype)
+        parameters = self.net(value, self.context, self.index).to(value.dtype)
         log_prob = self.conditional.log_prob(parameters, value).sum(-1)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
@@ -65,7 +65,7 @@ class AutoregressiveDistribution(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, D)
         rows = shape[:-1].numel()
         context = None if self.context is None else self.context.expand(*shape[:-1], -1).reshape(rows, -1)
-        state = IncrementalPass(self.net, context, rows, int(self.mask))
+        state = IncrementalPass(self.net, context, rows, int(self.index))
         for i in range(self.net.features):
             state.set(i, self.conditional.sample(state.parameters(i)))
         return state.result().reshape(shape)
@@ -104,13 +104,13 @@ class MixtureOfOrders(TorchDistribution):
         rows = shape[:-1].numel()
         first = self.members[0]
         context = None if first.context is None else first.context.expand(*shape[:-1], -1).reshape(rows, -1)
-        device = first.net.ranks.device
-        which = torch.randint(len(self.members), (rows,), device=device)
-        out = torch.empty(rows, shape[-1], dtype=first.net.last.weight.dtype, device=device)
+        weight = first.net.last.weight
+        which = torch.randint(len(self.members), (rows,), device=weight.device)
+        out = weight.new_empty(rows, shape[-1])
         for index, member in enumerate(self.members):
             chosen = (which == index).nonzero()[:, 0]
             if len(chosen):
                 part = None if context is None else context[chosen]
-                one = AutoregressiveDistribution(member.net, member.conditional, part, member.mask)
+                one = AutoregressiveDistribution(member.net, member.conditional, part, member.index)
                 out[chosen] = one.sample(() if part is not None else (len(chosen),))
         return out.reshape(shape)

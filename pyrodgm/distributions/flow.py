@@ -48,7 +48,7 @@ class FlowDistribution(TransformedDistribution):
         Distribution.__init__(self, base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return self.base_dist.has_rsample
 
     @property
@@ -89,7 +89,8 @@ class FlowDistribution(TransformedDistribution):
             return self._own[1]
         if self._validate_args:
             self._validate_sample(value)
-        x, total = value, 0.0
+        x: Tensor = value
+        total: Any = 0.0
         for transform in reversed(self.transforms):
             x, ladj = transform.inverse_and_ladj(x)
             total = total + ladj

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class MaskedMLP(nn.Module):
     Feature d has the rank :math:`r_d`; a hidden unit of degree m sees the inputs of rank
     :math:`\le m` and the units below of degree :math:`\le m`; the outputs of feature d see the
     units of degree :math:`< r_d`. The degrees are the only state: masks are made from them, so a
-    weight that the mask hides never acts, whatever its value. The context reaches everything.
+    weight that the mask hides never acts, whatever its (finite) value. The context reaches everything.
 
     Args:
         features: D.
@@ -63,8 +64,10 @@ class MaskedMLP(nn.Module):
         first = sizes[1] if hidden else outputs * features
         self.from_context = nn.Linear(context, first, bias=False) if context else None
         self.context_to_last = nn.Linear(context, outputs * features, bias=False) if context and hidden else None
-        self.activation = activation()
+        # In place: what it changes is the fresh output of a linear map.
+        self.activation = nn.ReLU(inplace=True) if activation is nn.ReLU else activation()
         self._set_degrees(hidden, order)
+        self._set_masks()
 
     def _set_degrees(self, hidden: Sequence[int], order: Tensor | None) -> None:
         """Ranks (M, D) and, for each hidden layer, degrees (M, H), as buffers that travel with the weights."""
@@ -84,6 +87,15 @@ class MaskedMLP(nn.Module):
                 least = degrees.min(1).values
             self.register_buffer(f"degrees{i}", degrees)
 
+    def _set_masks(self) -> None:
+        """One set of masks is kept, as numbers: multiplying costs a third of comparing and choosing at each step."""
+        for i, mask in enumerate(self._make_masks(0) if self.masks == 1 else []):
+            self.register_buffer(f"mask{i}", mask, persistent=False)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._set_masks()
+
     def _degrees(self, mask: int | Tensor) -> list[Tensor]:
         """The ranks of the inputs and the degrees of each hidden layer under one mask."""
         stacks = [self.ranks, *(getattr(self, f"degrees{i}") for i in range(len(self.layers)))]
@@ -91,17 +103,27 @@ class MaskedMLP(nn.Module):
             return [s.index_select(0, mask.reshape(1))[0] for s in stacks]
         return [s[mask] for s in stacks]
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
-        ranks, *degrees = self._degrees(mask)
-        h, below = x, ranks
-        for layer, degree in zip(self.layers, degrees, strict=True):
-            h = F.linear(h, torch.where(degree[:, None] >= below, layer.weight, 0.0), layer.bias)
-            if below is ranks and self.from_context is not None:
-                h = h + self.from_context(context)
-            h, below = self.activation(h), degree
-        out = F.linear(h, torch.where(ranks.repeat(self.outputs)[:, None] > below, self.last.weight, 0.0), self.last.bias)
+    def _make_masks(self, mask: int | Tensor) -> list[Tensor]:
+        """1 where a weight acts, else 0: of the hidden layers, the last layer, then the direct connections."""
+        degrees = self._degrees(mask)
+        last = degrees[0].repeat(self.outputs)[:, None]
+        masks = [up[:, None] >= down for down, up in zip(degrees[:-1], degrees[1:], strict=True)] + [last > degrees[-1]]
         if self.direct is not None:
-            out = out + F.linear(x, torch.where(ranks.repeat(self.outputs)[:, None] > ranks, self.direct.weight, 0.0))
+            masks.append(last > degrees[0])
+        return [m.to(self.last.weight.dtype) for m in masks]
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
+        kept = self.masks == 1
+        masks = [getattr(self, f"mask{i}") for i in range(len(self.layers) + 1 + (self.direct is not None))] if kept else self._make_masks(mask)
+        h = x
+        for i, layer in enumerate(self.layers):
+            h = F.linear(h, layer.weight * masks[i], layer.bias)
+            if i == 0 and self.from_context is not None:
+                h = h + self.from_context(context)
+            h = self.activation(h)
+        out = F.linear(h, self.last.weight * masks[len(self.layers)], self.last.bias)
+        if self.direct is not None:
+            out = out + F.linear(x, self.direct.weight * masks[-1])
         to_last = self.context_to_last if self.layers else self.from_context
         if to_last is not None:
             out = out + to_last(context)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "MLPCritic"]
 
 
 class MLP(nn.Sequential):
@@ -40,7 +40,8 @@ class MLP(nn.Sequential):
         for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             layers.append(nn.Linear(a, b))
             if i < len(hidden):
-                layers.append(activation())
+                # In place: what it changes is the fresh output of a linear map.
+                layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
         super().__init__(*layers)
         if last_scale != 1.0:
             with torch.no_grad():
@@ -51,3 +52,25 @@ class MLP(nn.Sequential):
         for layer in self:
             x = layer(x)
         return x
+
+
+class MLPCritic(nn.Module):
+    """A perceptron that scores rows, beside their context where there is one.
+
+    Args:
+        features: number of elements of one x, which is flattened.
+        context: size C of the conditioning vector, 0 for none.
+        hidden: widths of the hidden layers.
+    Shapes: x (B, *event), context (B, C) -> (B,).
+    Example:
+        >>> MLPCritic(4)(torch.zeros(3, 2, 2)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, features: int, context: int = 0, hidden: Sequence[int] = (256, 256)) -> None:
+        super().__init__()
+        self.net = MLP(features + context, 1, hidden, activation=lambda: nn.LeakyReLU(0.2))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = x.flatten(1)
+        return self.net(x if context is None else torch.cat((x, context), -1)).squeeze(-1)

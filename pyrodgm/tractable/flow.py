@@ -34,10 +34,12 @@ class Flow(Tractable):
 
     def __init__(self, base: Tractable, bijectors: Iterable[Bijector]) -> None:
         if not isinstance(base, Tractable):
-            raise TypeError(f"expected base as a Tractable (it moves with the model), got {type(base).__name__}; "
-                            "use StandardNormal or Parametric")
+            raise TypeError(
+                f"expected base as a Tractable (it moves with the model), got {type(base).__name__}; "
+                "use StandardNormal or Parametric"
+            )
         bijectors = list(bijectors)
-        sizes = {part.context for part in (base, *bijectors)} - {0}
+        sizes = {base.context, *(bijector.context for bijector in bijectors)} - {0}
         if len(sizes) > 1:
             raise ValueError(f"expected one context size in all parts, got {sorted(sizes)}")
         super().__init__(tuple(base.event_shape), max(sizes, default=0))

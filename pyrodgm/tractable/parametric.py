@@ -84,7 +84,10 @@ class Parametric(Tractable):
         outputs = len(self.constraints) * self.event_shape.numel()
         if not context:
             self.free = nn.Parameter(torch.zeros(outputs))
-        self.net = (MLP(context, outputs, hidden, activation) if net is None else net) if context else None
+        self.net: nn.Module | None = None
+        if context:
+            self.net = MLP(context, outputs, hidden, activation) if net is None else net
+        self.like: Tensor
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:

@@ -1,0 +1,5 @@
+"""Models that can be sampled and not scored."""
+
+from pyrodgm.implicit.gan import GAN
+
+__all__ = ["GAN"]
