@@ -1,0 +1,18 @@
+"""Deep generative models as Pyro programs: run, condition, compose and trust them."""
+
+from pyrodgm.core import EmptyGuide, Energy, GenerativeModel, Implicit, Latent, Tractable
+from pyrodgm.engine import CheckpointError, Fit, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "EmptyGuide",
+    "Energy",
+    "Fit",
+    "GenerativeModel",
+    "Implicit",
+    "Latent",
+    "Tractable",
+    "fit",
+]

@@ -1,0 +1,93 @@
+"""One graph for the whole loss: make_fx through Pyro's messengers, then torch.compile."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyrodgm.core import GenerativeModel
+from pyrodgm.objectives.base import Objective
+
+__all__ = ["CompiledLoss", "compile_loss"]
+
+
+class _Loss(nn.Module):
+    """The loss as a function of (x, context), with every tensor it needs among its parameters and buffers."""
+
+    def __init__(self, model: GenerativeModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, context: Tensor | None, n: int) -> Tensor:
+        return self.objective.loss(self.model, x, context, n=n)
+
+
+class CompiledLoss:
+    """A loss traced once for a batch shape and compiled; other shapes (a ragged last batch) run as they are.
+
+    Args:
+        model, objective: whose loss; the objective has one player.
+    """
+
+    def __init__(self, model: GenerativeModel, objective: Objective) -> None:
+        self.module = _Loss(model, objective)
+        self.graph: Callable[..., Tensor] | None = None
+        self.key: Any = None
+
+    def __call__(self, x: Tensor, context: Tensor | None, n: int) -> Tensor:
+        key = (x.shape, x.dtype, None if context is None else context.shape, n, self.module.training)
+        if self.graph is None:
+            self.graph, self.key = self._trace(x, context, n), key
+        if key != self.key:
+            return self.module(x, context, n)
+        return self.graph(*self._tensors(), x, context)
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        return list(self.module.parameters()), list(self.module.buffers())
+
+    def _trace(self, x: Tensor, context: Tensor | None, n: int) -> Callable[..., Tensor]:
+        names = [k for k, _ in self.module.named_parameters()], [k for k, _ in self.module.named_buffers()]
+
+        def loss(parameters: list[Tensor], buffers: list[Tensor], x: Tensor, context: Tensor | None) -> Tensor:
+            state = dict(zip(names[0] + names[1], parameters + buffers, strict=True))
+            return torch.func.functional_call(self.module, state, (x, context, n))
+
+        with pyro.validation_enabled(False):
+            graph = make_fx(loss)(*self._tensors(), x, context)
+        # Noise by torch's own generator, so a seed gives the same numbers as in eager mode.
+        return torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+
+
+def compile_loss(
+    model: GenerativeModel, objective: Objective, x: Tensor, context: Tensor | None, n: int
+) -> CompiledLoss | None:
+    """The compiled loss, tried on one batch; None, with one warning that says why, where that fails."""
+    if len(objective.players(model)) > 1:
+        _warn(f"{type(objective).__name__} has several players, and compiling needs one loss")
+        return None
+    compiled = CompiledLoss(model, objective)
+    buffers = [b.clone() for b in compiled.module.buffers()]
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices):
+            loss = compiled(x, context, n)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+    except Exception as error:  # tracing runs arbitrary model code: whatever it raises means eager
+        _warn(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+        return None
+    finally:
+        with torch.no_grad():
+            for buffer, old in zip(compiled.module.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+    return compiled
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"compile=True fell back to eager: {reason}", stacklevel=4)
