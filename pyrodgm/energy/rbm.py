@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,19 +98,15 @@ class RBM(Energy):
         )
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        v, context = self._checked(x, context)
+        v, context = self.check(x, context)
         b, c = self._biases(context)
         return -(v * b).sum(-1) - softplus(linear(v, self.weight) + c).sum(-1)
 
     def joint_energy(self, x: Tensor, h: Tensor, context: Tensor | None = None) -> Tensor:
         """E(v, h), of both layers: (*B, V), (*B, H) -> (*B,)."""
-        v, context = self._checked(x, context)
+        v, context = self.check(x, context)
         b, c = self._biases(context)
         return -(v * b).sum(-1) - (h * (linear(v, self.weight) + c)).sum(-1)
-
-    def _checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        v, context = self.check(x, context)
-        return cast(Tensor, v), context
 
     def potential(self, context: Tensor | None = None) -> RBMConditionals:
         """The conditionals that the kernel samples from, for chains (chains, V) with contexts (chains, C)."""
@@ -132,7 +128,7 @@ class RBM(Energy):
         Source: Hinton (2010), A practical guide to training restricted Boltzmann machines, section 8.1.
         """
         no_context = torch.zeros(self.context, dtype=self.dtype, device=self.device) if self.context else None
-        v, _ = self._checked(x, no_context)
+        v, _ = self.check(x, no_context)
         self.visible_bias.copy_(_marginal_logits(v))
 
     @property
@@ -147,7 +143,7 @@ class RBM(Energy):
         *,
         context: Tensor | None = None,
         chains: int = 1000,
-        temperatures: int | Tensor = 1000,
+        temperatures: int | Tensor = 4000,
         data: Tensor | None = None,
         seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -163,8 +159,9 @@ class RBM(Energy):
             method: ``"exact"`` or ``"ais"``.
             context: one vector (C,), for a conditional model.
             chains: of AIS.
-            temperatures: of AIS, a number or the inverse temperatures; see :func:`annealed_importance_sampling`.
-            data: rows (N, V) whose frequencies set the base :math:`b_0`; default the model's own b.
+            temperatures: of AIS, how many or the inverse temperatures; see :func:`annealed_importance_sampling`.
+            data: rows (N, V) whose frequencies set the base :math:`b_0`; default the model's own b, which on a
+                trained model takes many times more temperatures for the same error.
             seed: of AIS; default torch's own generator.
         Shapes: returns (), ().
         Raises: ValueError for another method, more than 25 units by ``"exact"``, or several contexts.
@@ -189,15 +186,13 @@ class RBM(Energy):
             return log_z, torch.zeros_like(log_z)
         if method != "ais":
             raise ValueError(f'expected method "exact" or "ais", got {method!r}')
-        base = b if data is None else _marginal_logits(self._checked(data, context)[0].double())
+        base = b if data is None else _marginal_logits(self.check(data, context)[0].double())
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         path = _AnnealedRBM(weight.detach(), b.detach(), c.detach(), base.detach())
         estimate = annealed_importance_sampling(path, chains, temperatures, generator)
         return estimate.log_z, estimate.standard_error
 
-    def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
         r"""Normalised log-probability :math:`-E(x) - \log Z` in nats.
 
         Args:
@@ -208,7 +203,7 @@ class RBM(Energy):
         Shapes: returns (*B,).
         Raises: ValueError by ``"exact"`` if both layers have more than 25 units.
         """
-        x, context = self._checked(x, context)
+        x, context = self.check(x, context)
         if context is None:
             log_z = self.log_partition(method, **options)[0]
         else:
@@ -251,9 +246,10 @@ def _enumerate(weight: Tensor, b: Tensor, c: Tensor) -> Tensor:
         total = softplus(inputs + high @ weight[low:]).sum(-1) + bias
         return total.logsumexp(0) + high @ c[low:]
 
-    differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, b, c))
+    # with gradients, many chunks are computed twice rather than all kept
+    again = units > low and torch.is_grad_enabled() and any(t.requires_grad for t in (weight, b, c))
     parts = [
-        checkpoint(chunk, high, use_reentrant=False) if differentiate else chunk(high)
+        checkpoint(chunk, high, use_reentrant=False) if again else chunk(high)
         for high in _binary_states(units - low, weight)
     ]
     return torch.stack(parts).logsumexp(0)

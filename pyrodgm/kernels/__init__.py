@@ -1,6 +1,6 @@
 """Markov kernels over vectorised chains, and what is estimated with them."""
 
-from pyrodgm.kernels.ais import AISEstimate, AnnealingPath, annealed_importance_sampling, sigmoid_schedule
+from pyrodgm.kernels.ais import AISEstimate, AnnealingPath, annealed_importance_sampling
 from pyrodgm.kernels.base import Info, Kernel, State
 from pyrodgm.kernels.gibbs import BlockGibbs, Conditionals
 from pyrodgm.kernels.langevin import MALA, RandomWalk, energy_and_gradient
@@ -19,5 +19,4 @@ __all__ = [
     "State",
     "annealed_importance_sampling",
     "energy_and_gradient",
-    "sigmoid_schedule",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AISEstimate", "AnnealingPath", "annealed_importance_sampling", "sigmoid_schedule"]
+__all__ = ["AISEstimate", "AnnealingPath", "annealed_importance_sampling"]
 
 
 class AnnealingPath(Protocol):
@@ -42,32 +42,11 @@ class AISEstimate(NamedTuple):
     log_weights: Tensor
 
 
-def sigmoid_schedule(temperatures: int, delta: float = 4.0) -> Tensor:
-    r"""Inverse temperatures from 0 to 1, closer together at both ends, where densities change fastest.
-
-    .. math:: \beta_k \propto \sigma\bigl(\delta (2 k / K - 1)\bigr), \quad k = 0 \ldots K, \text{ rescaled to } [0, 1]
-
-    Args:
-        temperatures: K, the number of steps, at least 1.
-        delta: how much closer; 0 would be equal steps.
-    Shapes: returns (K + 1,), float64.
-    Raises: ValueError if temperatures < 1.
-    Source: Grosse et al. (2015), arXiv:1511.02543 (its sigmoid schedule).
-    Example:
-        >>> sigmoid_schedule(4).shape
-        torch.Size([5])
-    """
-    if temperatures < 1:
-        raise ValueError(f"expected temperatures >= 1 steps from the base to the target, got {temperatures}")
-    s = torch.sigmoid(delta * torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64))
-    return (s - s[0]) / (s[-1] - s[0])
-
-
 @torch.no_grad()
 def annealed_importance_sampling(
     path: AnnealingPath,
     chains: int = 1000,
-    temperatures: int | Tensor = 1000,
+    temperatures: int | Tensor = 4000,
     generator: torch.Generator | None = None,
 ) -> AISEstimate:
     r"""log Z of the end of a path, from independent chains that are annealed along it.
@@ -83,7 +62,7 @@ def annealed_importance_sampling(
     Args:
         path: base, target and what lies between.
         chains: M >= 2.
-        temperatures: K, spaced by :func:`sigmoid_schedule`, or the inverse temperatures, rising from 0 to 1, (K + 1,).
+        temperatures: K equal steps of :math:`\beta`, or the inverse temperatures themselves, from 0 up to 1, (K + 1,).
         generator: source of the noise that the path draws; default torch's own.
     Shapes: returns scalars and log-weights (M,).
     Raises: ValueError for fewer than two chains or temperatures that do not rise from 0 to 1.
@@ -96,9 +75,13 @@ def annealed_importance_sampling(
     """
     if chains < 2:
         raise ValueError(f"expected chains >= 2 (the standard error needs two), got {chains}")
-    betas = sigmoid_schedule(temperatures) if isinstance(temperatures, int) else temperatures
+    betas = temperatures
+    if not isinstance(betas, Tensor):
+        betas = torch.linspace(0, 1, betas + 1, dtype=torch.float64)
     if betas.dim() != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() < 0).any()):
-        raise ValueError("expected inverse temperatures that rise from 0 to 1, e.g. torch.linspace(0, 1, 1001)")
+        raise ValueError(
+            "expected inverse temperatures that rise from 0 to 1, or how many; e.g. torch.linspace(0, 1, 1001)"
+        )
     x = path.start(chains, generator)
     betas = betas.to(x.device)
     base = path.base_log_partition

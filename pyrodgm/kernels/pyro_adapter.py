@@ -20,7 +20,7 @@ __all__ = ["PyroKernel"]
 Params = dict[str, Tensor]
 
 
-class PyroKernel(MCMCKernel):  # type: ignore[misc]
+class PyroKernel(MCMCKernel):
     r"""A :class:`~pyrodgm.kernels.base.Kernel` over the latent sites of a Pyro program.
 
     The chain stands in the unconstrained space, all sites flattened into one vector: the potential is

@@ -14,6 +14,7 @@ from pyrodgm.objectives.base import Objective
 
 __all__ = ["ContrastiveDivergence"]
 
+_CHAINS_SEED = 2008
 _HELD_OUT_NEGATIVES = 256  # each costs sample_steps moves of the kernel
 
 
@@ -31,7 +32,7 @@ class ContrastiveDivergence(Objective):
     Args:
         k: moves of the kernel.
         persistent: keep the chains from step to step.
-        chains: M, how many persistent chains; default the rows of the first batch.
+        chains: M, how many persistent chains; default 100.
     Raises: ValueError for k < 1, for chains without persistent, and for persistent chains of a
         conditional model, whose contexts change with the batch.
     Source: Hinton (2002), Training products of experts, eq. 4-6; Tieleman (2008), Training restricted
@@ -54,8 +55,8 @@ class ContrastiveDivergence(Objective):
             raise ValueError(f"expected chains=None, or chains >= 1 with persistent=True, got chains={chains}")
         self.k = k
         self.persistent = persistent
-        self.chains = chains
-        self.register_buffer("negatives", None)  # the chains, once the first batch has shown their shape
+        self.chains = 100 if chains is None else chains
+        self.register_buffer("negatives", None)  # the chains, from the first model that is checked
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Energy):
@@ -70,12 +71,13 @@ class ContrastiveDivergence(Objective):
             )
         if not _enumerable(model):
             self.held_out_name = "energy distance"
+        if self.persistent:
+            self._check_chains(model)
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         model = self._energy_model(model)
         x, context = model.check(x, context)
-        x = cast(Tensor, x)
-        start = self._chains(model, x) if self.persistent else x
+        start = x if self.negatives is None else self.negatives.to(x)
         negatives = model.run_kernel(start, context, self.k).detach()
         if self.negatives is not None:
             self.negatives.copy_(negatives)
@@ -85,15 +87,18 @@ class ContrastiveDivergence(Objective):
         self.check(model)
         return cast(Energy, model)
 
-    def _chains(self, model: Energy, x: Tensor) -> Tensor:
+    def _check_chains(self, model: Energy) -> None:
         if self.negatives is None:
-            self.negatives = model.start(self.chains or len(x)).to(x)
-        if self.negatives.shape[1:] != x.shape[1:]:
+            # here and not in loss, whose traced form needs every buffer to be there; a fixed seed of their
+            # own, so that neither the caller's random numbers nor the run's depend on when they were made
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                torch.manual_seed(_CHAINS_SEED)
+                self.negatives = model.start(self.chains).detach()
+        if self.negatives.shape[1:] != model.event_shape:
             raise ValueError(
-                f"expected rows like the chains', {tuple(self.negatives.shape[1:])}, got {tuple(x.shape[1:])}; "
-                "make one ContrastiveDivergence for each model"
+                f"expected a model of the chains' event shape {tuple(self.negatives.shape[1:])}, "
+                f"got {tuple(model.event_shape)}; make one ContrastiveDivergence for each model"
             )
-        return self.negatives
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
@@ -101,12 +106,14 @@ class ContrastiveDivergence(Objective):
         """The score of the rows (see the class); with a context, the distance is between pairs of x and context."""
         model = self._energy_model(model)
         x, context = model.check(x, context)
-        x = cast(Tensor, x)
         with evaluating(model):
             if _enumerable(model):
                 nll: Tensor = -model.log_prob(x, context).mean()  # type: ignore[operator]
                 return nll
-            if self.negatives is not None:
+            if len(x) == 1:  # a distance needs two rows; two equal ones are no distance apart
+                x = x.expand(2, *x.shape[1:])
+                context = None if context is None else context.expand(2, -1)
+            if self.negatives is not None and len(self.negatives) > 1:
                 negatives = self.negatives
             elif context is not None:
                 context_of = context[:_HELD_OUT_NEGATIVES]
@@ -116,7 +123,7 @@ class ContrastiveDivergence(Objective):
             return energy_distance(join_context(x.flatten(1), context), negatives.flatten(1))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # the chains exist only after the first batch, so what is saved decides whether they do
+        # the chains exist only after the first check, so what is saved decides whether they do
         saved = state_dict.get(prefix + "negatives")
         self.negatives = None if saved is None else torch.empty_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
