@@ -1,0 +1,32 @@
+"""Data: built-in sets, files, and the transforms before a model sees them."""
+
+from pyrodgm.data.files import load_file
+from pyrodgm.data.sets import DataSet, data_sets, load, split_rows
+from pyrodgm.data.transforms import (
+    Standardise,
+    binarize,
+    bits_per_dim,
+    dequantize,
+    inverse_logit,
+    logit,
+    quantize,
+    standardise,
+    threshold,
+)
+
+__all__ = [
+    "DataSet",
+    "Standardise",
+    "binarize",
+    "bits_per_dim",
+    "data_sets",
+    "dequantize",
+    "inverse_logit",
+    "load",
+    "load_file",
+    "logit",
+    "quantize",
+    "split_rows",
+    "standardise",
+    "threshold",
+]

@@ -1,0 +1,304 @@
+"""Pictures of data, samples, densities and training, as matplotlib figures that touch no global state."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curves", "density_2d", "image_grid", "png", "real_and_samples", "save", "scatter"]
+
+REAL, MODEL, INK, FAINT = "#4a5568", "#c2562d", "#2d3748", "#d9dee5"
+_CYCLE = (MODEL, "#2b6c8f", "#6b8e4e", "#8a5a9e")
+_POINTS = 2000
+_OF_THE_LOSS = ("loss", "negative log-likelihood", "negative bound")
+
+
+def image_grid(
+    x: Tensor | Mapping[str, Tensor], image_shape: Sequence[int], columns: int = 10, rows: int = 6, title: str = ""
+) -> Figure:
+    """Rows of data as pictures on a grid; several named tensors side by side.
+
+    Args:
+        x: (B, *event), or such tensors by the heading over each.
+        image_shape: (H, W) grey, or (C, H, W) with C of 1 or 3.
+        columns, rows: how many pictures of each tensor at most.
+    Raises: ValueError if the event does not have that many pixels.
+    Example:
+        >>> figure = image_grid({"real": torch.rand(20, 64), "samples": torch.rand(20, 64)}, (8, 8))
+        >>> len(figure.axes)
+        2
+    """
+    panels = x if isinstance(x, Mapping) else {"": x}
+    tiles = {name: _tiles(value, image_shape, columns, rows) for name, value in panels.items()}
+    tall, wide = next(iter(tiles.values())).shape[:2]
+    width = 3.6 if len(tiles) > 1 else 4.6
+    heading = 0.25 * any(tiles) + 0.3 * bool(title)
+    figure = _figure(width * len(tiles), width * tall / wide + heading)
+    for i, (name, tile) in enumerate(tiles.items()):
+        axes = figure.add_subplot(1, len(tiles), i + 1)
+        axes.imshow(tile.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(name, color=REAL if name.startswith("real") else MODEL, fontsize=10, pad=3)
+    _title(figure, title)
+    return figure
+
+
+def curves(
+    history: Sequence[Mapping[str, float]], unit: str = "nats/datum", held_out_name: str = "loss", title: str = ""
+) -> Figure:
+    """Each player's loss and the held-out score against the epoch.
+
+    The score shares the axes of the loss where both measure the same, else it has its own.
+
+    Args:
+        history: of a :class:`pyrodgm.Fit`: dicts with "epoch", one loss a player, maybe "held_out".
+        unit: of the losses.
+        held_out_name: what "held_out" measures.
+    Example:
+        >>> figure = curves([{"epoch": 1, "model": 3.0, "held_out": 3.2}, {"epoch": 2, "model": 2.0, "held_out": 2.5}])
+        >>> len(figure.axes)
+        1
+    """
+    skip = {"epoch", "step", "seconds", "held_out", "lr"}
+    players = list(dict.fromkeys(k for row in history for k, v in row.items() if k not in skip and _is_number(v)))
+    scored = any(_is_number(row.get("held_out")) for row in history)
+    shared = scored and len(players) == 1 and held_out_name in _OF_THE_LOSS
+    panels = 2 if scored and not shared else 1
+    figure = _figure(4.6 * panels, 3.1)
+    axes = figure.add_subplot(1, panels, 1)
+    for i, player in enumerate(players):
+        name = "training" if player == "model" else player
+        _line(axes, history, player, name, _CYCLE[i % len(_CYCLE)])
+    if scored:
+        score = axes if shared else figure.add_subplot(1, panels, 2)
+        best = _line(score, history, "held_out", "held out" if shared else held_out_name, REAL)
+        score.plot(*best, "o", color=REAL, markersize=5, label=f"best, epoch {best[0]:g}: {best[1]:.4g}")
+        if not shared:
+            _axes(score, "epoch", held_out_name)
+    _axes(axes, "epoch", f"loss ({unit})")
+    for each in figure.axes:
+        each.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="lower left", bbox_to_anchor=(0, 1),
+                    handlelength=1.2, columnspacing=1.0, borderaxespad=0.2)
+    _title(figure, title)
+    return figure
+
+
+def scatter(real: Tensor, samples: Tensor, title: str = "", names: Sequence[str] = ()) -> Figure:
+    """Samples beside real vectors: the plane for D = 2, else the first pairs of features and their histograms.
+
+    Args:
+        real, samples: (B, D).
+        names: of the features.
+    Example:
+        >>> len(scatter(torch.randn(50, 2), torch.randn(50, 2)).axes)
+        2
+    """
+    real, samples = (x.detach().cpu().flatten(1)[:_POINTS] for x in (real, samples))
+    features = real.shape[1]
+    label = [names[d] if d < len(names) else f"$x_{{{d + 1}}}$" for d in range(features)]
+    if features == 2:
+        figure = _figure(7.2, 3.9)
+        low, high = _limits(real)
+        for i, (name, x, colour) in enumerate((("real", real, REAL), ("samples", samples, MODEL))):
+            axes = figure.add_subplot(1, 2, i + 1)
+            axes.plot(x[:, 0], x[:, 1], ".", markersize=2.5, alpha=0.5, color=colour, markeredgewidth=0)
+            axes.set_title(name, color=colour, fontsize=10)
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+            _axes(axes, label[0], label[1])
+    else:
+        shown = min(features, 4)
+        figure = _figure(2.1 * shown, 2.1 * shown + 0.2 if features > 1 else 3.0)
+        _pairs(figure, real, samples, label[:shown])
+    _title(figure, title)
+    return figure
+
+
+def real_and_samples(real: Tensor, samples: Tensor, image_shape: Sequence[int] | None, title: str = "") -> Figure:
+    """Real data beside samples: pictures where there is an image shape, else :func:`scatter`."""
+    if image_shape is None:
+        return scatter(real, samples, title)
+    return image_grid({"real": real, "samples": samples}, image_shape, 10, 10, title)
+
+
+def density_2d(
+    model: GenerativeModel,
+    points: Tensor | None = None,
+    context: Tensor | None = None,
+    bounds: tuple[float, float] = (-4.0, 4.0),
+    resolution: int = 150,
+    particles: int = 100,
+    title: str = "",
+) -> Figure:
+    """p(x) over the plane: exact, by importance sampling, or up to its normaliser, as the family has it.
+
+    Args:
+        model: a Tractable, Latent or Energy model with event shape (2,).
+        points: rows drawn on top, (B, 2).
+        context: one vector (C,).
+        bounds: of both coordinates.
+        resolution: grid points along a side.
+        particles: importance samples for each grid point of a Latent model.
+    Raises: ValueError if events are not pairs; TypeError if the model has no density.
+    Example:
+        >>> from pyrodgm.tractable import RealNVP
+        >>> len(density_2d(RealNVP(2, layers=2), resolution=20).axes)
+        2
+    """
+    if tuple(model.event_shape) != (2,):
+        raise ValueError(f"expected a model of pairs, event shape (2,), got {tuple(model.event_shape)}; use scatter")
+    side = torch.linspace(*bounds, resolution, dtype=model.dtype, device=model.device)
+    grid = torch.cartesian_prod(side, side)
+    rows = None if context is None else context.expand(len(grid), -1)
+    with evaluating(model):
+        if isinstance(model, Tractable):
+            log_prob, name = model.log_prob(grid, rows), "density p(x)"
+        elif isinstance(model, Latent):
+            parts = [
+                model.log_weights(
+                    grid[i : i + 2000], None if rows is None else rows[i : i + 2000], particles=particles
+                ).logsumexp(0)
+                for i in range(0, len(grid), 2000)
+            ]
+            log_prob, name = torch.cat(parts) - math.log(particles), f"density p(x), {particles} particles"
+        elif isinstance(model, Energy):
+            log_prob, name = -model.energy(grid, rows), "density p(x), normalised on this grid"
+            cell = ((bounds[1] - bounds[0]) / (resolution - 1)) ** 2
+            log_prob = log_prob - torch.logsumexp(log_prob, 0) - math.log(cell)
+        else:
+            raise TypeError(f"{type(model).__name__} has no density; draw samples with scatter instead")
+    figure = _figure(4.6, 4.0)
+    axes = figure.add_subplot()
+    shown = log_prob.exp().reshape(resolution, resolution).T.cpu().numpy()
+    mesh = axes.imshow(shown, origin="lower", extent=(*bounds, *bounds), cmap="Blues", interpolation="bilinear")
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.85, pad=0.03)
+    bar.set_label(name, color=INK, fontsize=8)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.outline.set_visible(False)
+    if points is not None:
+        p = points.detach().cpu()[:_POINTS]
+        axes.plot(p[:, 0], p[:, 1], ".", markersize=1.5, color=INK, alpha=0.35, markeredgewidth=0)
+    axes.set(xlim=bounds, ylim=bounds)
+    _axes(axes, "$x_1$", "$x_2$")
+    _title(figure, title)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
+    """Write a PNG; the file appears whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(png(figure, dpi))
+    os.replace(part, path)
+    return path
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib: pip install "pyrodgm[cli]"') from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _title(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+
+
+def _axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=9, color=INK)
+    axes.set_ylabel(y, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK, length=3)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#9aa5b1")
+
+
+def _line(
+    axes: Axes, history: Sequence[Mapping[str, float]], key: str, name: str, colour: str
+) -> tuple[float, float]:
+    points = [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _is_number(row.get(key))]
+    marker = "." if len(points) < 15 else ""
+    axes.plot([e for e, _ in points], [v for _, v in points], marker=marker, color=colour, linewidth=1.6, label=name)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(points) < 8:
+        axes.set_xticks([e for e, _ in points])
+    return min(points, key=lambda p: p[1]) if points else (math.nan, math.nan)
+
+
+def _pairs(figure: Figure, real: Tensor, samples: Tensor, label: Sequence[str]) -> None:
+    shown = len(label)
+    low, high = _limits(real)
+    for i in range(shown):
+        for j in range(i + 1):
+            axes = figure.add_subplot(shown, shown, i * shown + j + 1)
+            if i == j:
+                for x, colour, name in ((real, REAL, "real"), (samples, MODEL, "samples")):
+                    axes.hist(
+                        x[:, i].clamp(low[i], high[i]).numpy(), bins=30, range=(low[i], high[i]), density=True,
+                        histtype="stepfilled", alpha=0.45, color=colour, label=name,
+                    )  # fmt: skip
+                axes.set_yticks([])
+                if i == 0:
+                    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+            else:
+                axes.plot(real[:, j], real[:, i], ".", markersize=2, alpha=0.4, color=REAL, markeredgewidth=0)
+                axes.plot(samples[:, j], samples[:, i], ".", markersize=2, alpha=0.4, color=MODEL, markeredgewidth=0)
+                axes.set_ylim(low[i], high[i])
+            axes.set_xlim(low[j], high[j])
+            left = label[i] if j == 0 and i else "density" if shown == 1 else ""
+            _axes(axes, label[j] if i == shown - 1 else "", left)
+
+
+def _limits(x: Tensor) -> tuple[list[float], list[float]]:
+    """The range of the data with a margin: a sample far outside must not shrink the picture."""
+    low, high = x.min(0).values, x.max(0).values
+    margin = 0.1 * (high - low).clamp_min(1e-6)
+    return (low - margin).tolist(), (high + margin).tolist()
+
+
+def _tiles(x: Tensor, image_shape: Sequence[int], columns: int, rows: int) -> Tensor:
+    """(B, *event) -> (rows * (H + 1) + 1, columns * (W + 1) + 1[, 3]) in [0, 1], a pale line between pictures."""
+    shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
+    x = x.detach().cpu().float().flatten(1)
+    if len(shape) != 3 or shape[0] not in (1, 3) or x.shape[1] != math.prod(shape):
+        raise ValueError(f"expected image_shape (H, W), (1, H, W) or (3, H, W) of {x.shape[1]} numbers, "
+                         f"got {tuple(image_shape)}")
+    x = x[: columns * rows].clamp(0, 1).reshape(-1, *shape)
+    columns = min(columns, len(x))
+    rows = -(-len(x) // columns)
+    colour, height, width = shape
+    blank = 0.12 if colour == 1 else 1.0
+    canvas = torch.full((colour, rows * (height + 1) + 1, columns * (width + 1) + 1), blank)
+    for i, picture in enumerate(x):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        canvas[:, top : top + height, left : left + width] = picture
+    return canvas[0] if colour == 1 else canvas.permute(1, 2, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,112 @@
+"""The table of members: every system of the library, in one place.
+
+``pyrodgm models``, ``pyrodgm fit`` and the README's table read it. A new member is one row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["MEMBERS", "Member", "member"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One system.
+
+    Attributes:
+        name: what the command line calls it.
+        path: its class.
+        family: tractable, latent, energy or implicit.
+        year: of the source.
+        source: authors, and where to read it.
+        line: what it is.
+        factory: what builds it from plain numbers; "" where it is composed of objects, in Python.
+        data: the values it models: "binary", "real" (continuous), or "any".
+        defaults: values for arguments of the factory that have no default of their own.
+        objective: what makes its objective from plain numbers (and the model, where it asks for one).
+    """
+
+    name: str
+    path: str
+    family: str
+    year: int
+    source: str
+    line: str
+    factory: str = ""
+    data: str = "any"
+    defaults: tuple[tuple[str, Any], ...] = ()
+    objective: str = ""
+
+    def build(self) -> Callable[..., Any]:
+        """The callable behind ``factory``.
+
+        Raises: ValueError if this member is composed in Python.
+        """
+        if not self.factory:
+            raise ValueError(f"{self.name} is composed of objects: build {self.path} in Python and call pyrodgm.fit")
+        found: Callable[..., Any] = _resolve(self.factory)
+        return found
+
+    def build_objective(self) -> Callable[..., Any] | None:
+        """The callable behind ``objective``, or None."""
+        found: Callable[..., Any] | None = _resolve(self.objective) if self.objective else None
+        return found
+
+
+MEMBERS = (
+    Member("MADE", "pyrodgm.tractable.MADE", "tractable", 2015, "Germain et al., arXiv:1502.03509",
+           "masked autoencoder: one conditional a feature, all from one pass", "pyrodgm.tractable.MADE"),
+    Member("RealNVP", "pyrodgm.tractable.RealNVP", "tractable", 2017, "Dinh et al., arXiv:1605.08803",
+           "normalizing flow of affine couplings", "pyrodgm.tractable.RealNVP", "real"),
+    Member("Flow", "pyrodgm.tractable.Flow", "tractable", 2015, "Rezende and Mohamed, arXiv:1505.05770",
+           "any base density pushed through any bijectors"),
+    Member("Parametric", "pyrodgm.tractable.Parametric", "tractable", 1922, "maximum likelihood, Fisher",
+           "any univariate Pyro family over a vector, fitted or given by a network"),
+    Member("VAE", "pyrodgm.latent.VAE", "latent", 2014, "Kingma and Welling, arXiv:1312.6114",
+           "variational autoencoder: decoder and amortized guide", "pyrodgm.latent.VAE.mlp",
+           objective="pyrodgm.objectives.ELBO"),
+    Member("RBM", "pyrodgm.energy.RBM", "energy", 2002, "Hinton, Neural Computation 14(8)",
+           "restricted Boltzmann machine, block Gibbs and contrastive divergence", "pyrodgm.energy.RBM", "binary",
+           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence"),
+    Member("GAN", "pyrodgm.implicit.GAN", "implicit", 2014, "Goodfellow et al., arXiv:1406.2661",
+           "generator against a critic; samples only", "pyrodgm.implicit.GAN.mlp",
+           objective="pyrodgm.objectives.Adversarial.mlp"),
+)  # fmt: skip
+
+
+def member(name: str) -> Member:
+    """The member of that name, whatever its case.
+
+    Raises: ValueError for an unknown name, with the closest ones.
+    Example:
+        >>> member("made").family
+        'tractable'
+    """
+    by_name = {m.name.lower(): m for m in MEMBERS}
+    if name.lower() in by_name:
+        return by_name[name.lower()]
+    close = [by_name[c].name for c in difflib.get_close_matches(name.lower(), by_name, n=3)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ValueError(f"unknown model {name!r}: {hint}expected one of {', '.join(m.name for m in MEMBERS)}")
+
+
+def _resolve(path: str) -> Any:
+    """``package.module.Class.method`` as an object: the longest part that imports, then attributes."""
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # the module exists, and something that it needs does not
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(f"nothing at {path}")

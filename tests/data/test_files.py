@@ -1,0 +1,152 @@
+"""Files: every kind is read, and every mistake is one line with its cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyrodgm.data import load, load_file
+
+RNG = np.random.default_rng(0)
+
+
+def save(folder: Path, name: str, *args: Any, **arrays: Any) -> Path:
+    path = folder / name
+    (np.save(path, *args) if args else np.savez(path, **arrays))
+    return path
+
+
+def test_npy_is_split_by_the_seed(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.npy", RNG.normal(size=(50, 3)))
+    data = load_file(path)
+    assert [len(data.part(p)) for p in ("train", "valid", "test")] == [40, 5, 5]
+    assert torch.equal(load_file(path).test, data.test)
+    assert not torch.equal(load_file(path, seed=1).test, data.test)
+    assert not data.binary
+
+
+def test_npz_with_labels(tmp_path: Path) -> None:
+    x = RNG.normal(size=(30, 2))
+    data = load_file(save(tmp_path, "a.npz", x=x, y=np.where(x[:, 0] > 0, "up", "down")))
+    assert data.classes == ("down", "up")
+    assert data.labels is not None
+    assert torch.equal(data.labels["train"], (data.train[:, 0] > 0).long())
+
+
+def test_npz_with_its_own_parts(tmp_path: Path) -> None:
+    parts = {name: RNG.normal(size=(n, 4)).astype(np.float32) for name, n in (("train", 7), ("valid", 3), ("test", 4))}
+    data = load_file(save(tmp_path, "a.npz", **parts))
+    for name, array in parts.items():
+        assert torch.equal(data.part(name), torch.as_tensor(array))
+
+
+def test_npz_without_a_valid_part_takes_it_from_train(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.npz", train_x=RNG.integers(0, 256, (40, 5, 6), dtype=np.uint8), train_y=np.arange(40) % 3,
+                test_x=RNG.integers(0, 256, (9, 5, 6), dtype=np.uint8), test_y=np.arange(9) % 3)  # fmt: skip
+    data = load_file(path)
+    assert [len(data.part(p)) for p in ("train", "valid", "test")] == [36, 4, 9]
+    assert data.image_shape == (5, 6)
+    assert data.event_shape == (30,)
+    assert float(data.train.max()) <= 1
+    assert len(data.classes) == 3
+    spread = load(f"{path}:dequantized")
+    assert torch.equal((spread.train * 256).floor(), (data.train * 255).round())
+    assert load(f"{path}:binary").binary
+
+
+def test_bit_packed_rows(tmp_path: Path) -> None:
+    x = {name: RNG.integers(0, 2, (n, 12), dtype=np.uint8) for name, n in (("train", 9), ("valid", 2), ("test", 2))}
+    path = save(tmp_path, "a.npz", d=12, **{k: np.packbits(v, axis=1) for k, v in x.items()})
+    data = load(f"{path}:3x4")
+    assert torch.equal(data.train, torch.as_tensor(x["train"]).float())
+    assert data.binary
+    assert data.image_shape == (3, 4)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_tables(tmp_path: Path, ending: str) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"a": np.arange(20.0), "label": ["x", "y"] * 10, "b": np.arange(20)})
+    path = tmp_path / f"t.{ending}"
+    table.to_csv(path, index=False) if ending == "csv" else table.to_parquet(path)
+    data = load(f"{path}:standardised")
+    assert data.event_shape == (2,)
+    assert data.classes == ("x", "y")
+    assert abs(float(data.train.mean())) < 1e-6
+
+
+def test_a_csv_without_names_keeps_its_first_row(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "t.csv", np.arange(20.0).reshape(10, 2), delimiter=",")
+    data = load_file(tmp_path / "t.csv")
+    assert sum(len(data.part(p)) for p in ("train", "valid", "test")) == 10
+
+
+def test_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(12):
+        folder = tmp_path / f"class{i % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    data = load_file(tmp_path)
+    assert data.image_shape == (3, 4, 5)
+    assert data.classes == ("class0", "class1")
+    Image.fromarray(np.zeros((4, 6, 3), dtype=np.uint8)).save(tmp_path / "class0" / "z.png")
+    with pytest.raises(ValueError, match="resize the pictures"):
+        load_file(tmp_path)
+
+
+def test_text_is_windows_of_one_hot_characters(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("abc" * 200)
+    data = load_file(tmp_path / "t.txt")
+    assert data.event_shape == (96,)
+    assert data.binary
+    assert bool((data.train.unflatten(1, (32, 3)).sum(-1) == 1).all())
+
+
+def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
+    bad = np.zeros((10, 2))
+    bad[3, 1] = bad[5, 0] = np.nan
+    (tmp_path / "text.csv").write_text("a,b\n1,red\n2,blue\n3,red\n")
+    (tmp_path / "nan.csv").write_text("a,b\n1,2\n2,\n3,4\n")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "short.txt").write_text("abc")
+    (tmp_path / "broken.npz").write_bytes(b"no")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "a.doc").write_text("")
+    cases = {
+        save(tmp_path, "nan.npy", bad): "row 3 is NaN or infinite in feature 1 (2 such rows); drop these rows",
+        save(tmp_path, "flat.npy", np.zeros(4)): "x[:, None]",
+        save(tmp_path, "two.npy", np.zeros((2, 2))): "at least 3 rows",
+        save(tmp_path, "object.npy", np.array([{}, {}])): "not readable",
+        save(tmp_path, "keys.npz", a=bad, b=bad): "rename them",
+        save(tmp_path, "parts.npz", train=np.zeros((9, 2)), valid=np.zeros((9, 3)), test=np.zeros((9, 2))): "one shape",
+        save(tmp_path, "xy.npz", x=np.zeros((9, 2)), y=np.zeros(8)): "one label a row",
+        tmp_path / "text.csv": "column 'b' holds text such as 'red'",
+        tmp_path / "nan.csv": "row 1 is NaN or infinite in column 'b'",
+        tmp_path / "empty.csv": "not readable",
+        tmp_path / "short.txt": "longer text",
+        tmp_path / "broken.npz": "not readable",
+        tmp_path / "none": "no pictures",
+        tmp_path / "a.doc": "numpy.save",
+        tmp_path / "absent.npy": "does not exist",
+    }
+    for path, cure in cases.items():
+        with pytest.raises(ValueError, match=r".+") as caught:
+            load_file(path)
+        assert cure in str(caught.value), path
+        assert "\n" not in str(caught.value)
+        assert path.name in str(caught.value)
+
+
+def test_views_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, "a.npy", 2 + RNG.normal(size=(20, 4)))
+    with pytest.raises(ValueError, match="expected 4 pixels"):
+        load(f"{path}:3x3")
+    with pytest.raises(ValueError, match="grey levels"):
+        load(f"{path}:dequantized")

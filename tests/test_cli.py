@@ -1,0 +1,229 @@
+"""The command line: every command on a tiny budget; errors of one line; exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyrodgm import cli
+from pyrodgm.cli import main
+from pyrodgm.members import MEMBERS
+from pyrodgm.runs import fit_command, load_run, read_config
+
+QUICK = ["--steps", "2", "--progress", "false"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "made"
+    assert main(["fit", "MADE", "digits_binary", "--out", str(out), "--hidden", "16", "--hidden", "8", *QUICK]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def moons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "moons"
+    words = ["fit", "RealNVP", "moons", "--out", str(out), "--layers", "2", "--hidden", "[8]", "--labels", "true"]
+    assert main([*words, *QUICK]) == 0
+    return out
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert err.startswith("pyrodgm: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_models_and_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert all(m.name in out for m in MEMBERS)
+    assert main(["data"]) == 0
+    assert "checkerboard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m.factory], ids=lambda m: m.name)
+def test_every_member_fits(member: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, kind = member.name, member.data  # type: ignore[attr-defined]
+    data = "wine" if kind == "real" else "digits_binary"
+    out = str(tmp_path / "run")
+    assert main(["fit", name, data, "--out", out, "--hidden", "8", *QUICK]) == 0
+    run = load_run(out)
+    held_out = run.metrics["held_out"]
+    assert (held_out["value"] is None) == (run.model.family == "implicit")
+    assert run.sample(3).shape == (3, *run.model.event_shape)
+    assert torch.equal(run.sample(3), load_run(out).sample(3))
+
+
+@pytest.mark.parametrize("name", ["MADE", "VAE", "GAN"])
+def test_real_data_choose_their_likelihood(name: str, tmp_path: Path) -> None:
+    assert main(["fit", name, "wine", "--out", str(tmp_path / "r"), "--hidden", "8", *QUICK]) == 0
+
+
+def test_the_command_of_a_report_makes_the_same_run(made: Path, tmp_path: Path) -> None:
+    words = shlex.split(fit_command(read_config(made), tmp_path / "again"))
+    assert words[0] == "pyrodgm"
+    assert main(words[1:]) == 0
+    first, again = load_run(made), load_run(tmp_path / "again")
+    assert first.config == again.config
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
+    assert first.metrics["held_out"] == again.metrics["held_out"]
+
+
+def test_repeated_values_make_a_list(made: Path) -> None:
+    assert read_config(made)["arguments"]["hidden"] == [16, 8]
+
+
+def test_arguments_of_the_objective(tmp_path: Path) -> None:
+    words = ["fit", "GAN", "moons", "--out", str(tmp_path / "r"), "--hidden", "8", *QUICK]
+    assert main([*words, "--objective.hidden", "4", "--objective.hidden", "5"]) == 0
+    assert read_config(tmp_path / "r")["objective"] == {"hidden": [4, 5]}
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "csv", "png"])
+def test_sample(ending: str, moons: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"new/s.{ending}"
+    assert main(["sample", str(moons), "-n", "6", "--out", str(out), "--label", "1"]) == 0
+    if ending == "npy":
+        assert np.load(out).shape == (6, 2)
+    elif ending == "npz":
+        stored = np.load(out)
+        assert stored["x"].shape == (6, 2)
+        assert stored["y"].tolist() == [1] * 6
+    elif ending == "csv":
+        assert out.read_text().splitlines()[0] == "x0,x1,label"
+    else:
+        assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == load_run(made).metrics["held_out"]
+    run = load_run(made)
+    expected = run.model.log_prob(run.data().test).mean().item()  # type: ignore[operator]
+    assert found["value"] == pytest.approx(expected, rel=1e-5)
+    assert main(["evaluate", str(made), "--part", "train", "--rows", "10"]) == 0
+    assert "10 train rows" in capsys.readouterr().out
+
+
+def test_compare_sorts_by_likelihood(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    better = tmp_path / "better"
+    assert main(["fit", "MADE", "digits_binary", "--out", str(better), "--epochs", "2", "--progress", "false"]) == 0
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    assert main(["compare", str(made), str(better), "--out", str(page)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(str(better))
+    assert lines[2].endswith(str(made))
+    assert page.read_text().count("<img") == 3  # the data once, then each model
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("MADE", "digits_binary", {"hidden": [8]}, {}), ("RealNVP", "digits_dequantized", {"layers": 2}, {})
+    monkeypatch.setattr(cli, "_DEMO", small)
+    words = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--progress", "false"]
+    assert main(words) == 0
+    page = (tmp_path / "demo" / "index.html").read_text()
+    assert "bits/dim" in page
+    assert page.count("<h2>") == 2
+    assert main(words) == 0  # what is there is kept
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_kept(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made / "model.pt").read_bytes()
+    assert main(["fit", "MADE", "digits_binary", "--out", str(made), *QUICK]) == 2
+    assert "--overwrite" in one_line(capsys)
+    assert (made / "model.pt").read_bytes() == before
+
+
+def test_an_unfinished_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "MADE", "digits_binary", "--hidden", "8", "--epochs", "2", "--progress", "false", "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*words, str(whole)]) == main([*words, str(cut)]) == 0
+    for name in ("metrics.json", "model.pt"):
+        (cut / name).unlink()
+    assert main(["sample", str(cut), "--out", str(tmp_path / "s.npy")]) == 2
+    assert "resume it by pyrodgm fit" in one_line(capsys)
+    assert main([*words, str(cut), "--lr", "0.1"]) == 2
+    assert "other settings" in one_line(capsys)
+    assert main([*words, str(cut)]) == 0
+    a, b = load_run(whole).model.state_dict(), load_run(cut).model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert main([*words, str(cut), "--overwrite", "--lr", "0.1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["fitt"], "did you mean fit?"),
+        (["fit"], "required"),
+        (["fit", "MADE", "digits_binary"], "required: out"),
+        (["fit", "MAD", "digits", "--out", "x"], "did you mean MADE?"),
+        (["fit", "MADE", "digit_binary", "--out", "x"], "did you mean digits_binary?"),
+        (["fit", "MADE", "digits", "--out", "x", "--hiden", "3"], "did you mean --hidden?"),
+        (["fit", "MADE", "digits", "--out", "x", "--hidden", "wide"], "int"),
+        (["fit", "MADE", "digits", "--out", "x", "--lr", "fast"], "float"),
+        (["fit", "Flow", "digits", "--out", "x"], "in Python"),
+        (["fit", "RBM", "wine", "--out", "x"], "binary"),
+        (["fit", "RealNVP", "digits_binary", "--out", "x"], "digits_dequantized"),
+        (["fit", "MADE", "absent.csv", "--out", "x"], "expected a file that exists"),
+        (["sample", "nowhere", "--out", "s.npy"], "pyrodgm fit MODEL DATA --out nowhere"),
+        (["sample", "nowhere", "--out", "s.doc"], ".npy"),
+        (["sample", "nowhere", "--out", "s.npy", "-n", "0"], "at least 1"),
+        (["evaluate", "nowhere"], "not a run"),
+        (["compare", "nowhere"], "not a run"),
+    ],
+)
+def test_wrong_commands(
+    words: list[str], cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert cure in one_line(capsys)
+    assert not any(tmp_path.iterdir())
+
+
+def test_wrong_data_for_a_run(made: Path, moons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(made), "wine"]) == 2
+    assert "shape" in one_line(capsys)
+    assert main(["evaluate", str(made), "digits_dequantized"]) == 2
+    assert "kind" in one_line(capsys)
+    assert main(["evaluate", str(moons), "rings"]) == 2
+    assert "labels" in one_line(capsys)
+    assert main(["evaluate", str(made), "--part", "dev"]) == 2
+    assert "train, valid or test" in one_line(capsys)
+    assert main(["sample", str(made), "--label", "1", "--out", str(tmp_path / "s.npy")]) == 2
+    assert "--labels true" in one_line(capsys)
+    assert main(["sample", str(moons), "--label", "7", "--out", str(tmp_path / "s.npy")]) == 2
+    assert "expected one of 0, 1" in one_line(capsys)
+
+
+def test_a_failed_run_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "MADE", "wine", "--out", str(tmp_path / "r"), "--lr", "1e30", "--epochs", "3"]
+    assert main([*words, "--progress", "false"]) == 1
+    assert "smaller lr" in one_line(capsys)
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jsonargparse", None)
+    assert main(["data"]) == 1
+    assert 'pip install "pyrodgm[cli]"' in one_line(capsys)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fit", "MADE", "--help"], ["sample", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out
+    if "MADE" in words:
+        assert "--hidden" in out
+        assert "--compile" in out
