@@ -64,7 +64,6 @@ def main() -> int:
         ContrastiveDivergence(k=1, persistent=args.persistent),
         epochs=epochs,
         batch_size=100,
-        lr=3e-3,
         seed=args.seed,
         progress=False,
     )

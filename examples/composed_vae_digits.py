@@ -35,8 +35,10 @@ for name, vae in (("plain", plain), ("composed", composed)):
         for rows in digits.train[torch.randperm(len(digits.train))].split(64):
             svi.step(rows)
     bounds[name] = log_likelihood(vae, digits.test, particles=20 if arguments.smoke else 500)
-print(f"test, nats: plain VAE {bounds['plain'].value:.2f} (bound), with flow prior, flow guide and MADE decoder "
-      f"{bounds['composed'].value:.2f} (bound, +- {bounds['composed'].standard_error:.2f})")
+print(
+    f"test, nats: plain VAE {bounds['plain'].value:.2f} (bound), with flow prior, flow guide and MADE decoder "
+    f"{bounds['composed'].value:.2f} (bound, +- {bounds['composed'].standard_error:.2f})"
+)
 
 # A picture: data beside samples.
 figure = image_grid({"real": digits.test[:60], "samples": composed.sample(60)}, digits.image_shape)

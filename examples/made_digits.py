@@ -42,8 +42,10 @@ run = pyrodgm.fit(
 # Evaluate: the density is exact, so this is the likelihood and not a bound.
 value, error, kind = log_likelihood(model, digits.test)
 reference = log_likelihood(independent, digits.test).value
-print(f"MADE, test: {value:.2f} +- {error:.2f} nats ({kind}), {-value / 64 / math.log(2):.3f} bits/dim; "
-      f"independent pixels {reference:.2f}")
+print(
+    f"MADE, test: {value:.2f} +- {error:.2f} nats ({kind}), {-value / 64 / math.log(2):.3f} bits/dim; "
+    f"independent pixels {reference:.2f}"
+)
 
 # A picture: data beside samples.
 picture = image_grid({"real": digits.test[:60], "samples": model.sample(60)}, digits.image_shape)

@@ -17,13 +17,13 @@ arguments = parser.parse_args()
 # Data, model, and training by persistent contrastive divergence.
 digits = load("digits_binary")
 rbm = RBM(visible=64, hidden=12)
+rbm.set_visible_bias(digits.train)
 pyrodgm.fit(
     rbm,
     digits.train,
-    ContrastiveDivergence(k=1, persistent=True),
+    ContrastiveDivergence(k=5, persistent=True),
     validate=digits.valid,
     epochs=3 if arguments.smoke else 150,
-    lr=5e-3,
     progress=not arguments.smoke,
 )
 

@@ -22,7 +22,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, cast, overload
 
 import pyro
 import torch
@@ -145,7 +145,18 @@ class GenerativeModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the parameters."""
-        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.get_default_dtype())
+        # Every call of a model asks, so where the first such tensor hangs is remembered (not the tensor itself).
+        where = self.__dict__.get("_typed")
+        tensor = None if where is None else where[0].get(where[1])
+        if tensor is not None:
+            return tensor.dtype
+        for module in self.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        self.__dict__["_typed"] = tensors, name
+                        return tensor.dtype
+        return torch.get_default_dtype()
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +164,11 @@ class GenerativeModel(nn.Module):
         return next((t.device for t in self._tensors()), torch.device("cpu"))
 
     def _tensors(self) -> Iterator[Tensor]:
-        return itertools.chain(self.parameters(), self.buffers())
+        """Parameters and buffers as they come; ``parameters()`` would build every name first."""
+        for module in self.modules():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    yield tensor
 
     @overload
     def check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
@@ -168,13 +183,7 @@ class GenerativeModel(nn.Module):
         Raises: ValueError for a wrong shape; TypeError for another floating type.
         """
         if x is not None:
-            x = self._as_float(x, "x")
-            event = tuple(self.event_shape)
-            if tuple(x.shape[x.dim() - len(event) :]) != event or x.dim() < len(event):
-                raise ValueError(
-                    f"expected x of shape (*, {', '.join(map(str, event))}), got {tuple(x.shape)}; "
-                    f"build {type(self).__name__} for that event shape or reshape x"
-                )
+            x = self._check_x(x)
         if self.context and context is None:
             raise ValueError(f"expected context of shape (*, {self.context}), got none; pass context=")
         if context is not None:
@@ -190,6 +199,16 @@ class GenerativeModel(nn.Module):
                     "class labels go in one-hot"
                 )
         return x, context
+
+    def _check_x(self, x: Tensor) -> Tensor:
+        x = self._as_float(x, "x")
+        event = self.event_shape
+        if x.shape[x.dim() - len(event) :] != event or x.dim() < len(event):
+            raise ValueError(
+                f"expected x of shape (*, {', '.join(map(str, event))}), got {tuple(x.shape)}; "
+                f"build {type(self).__name__} for that event shape or reshape x"
+            )
+        return x
 
     def _as_float(self, value: Tensor, name: str) -> Tensor:
         if not isinstance(value, Tensor):
@@ -253,7 +272,7 @@ class GenerativeModel(nn.Module):
         # pyro.param hangs a weak reference on each parameter, which cannot be pickled; Pyro sets it anew when read.
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)
-        return {k: v for k, v in self.__dict__.items() if k != "_svi_name"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_svi_name", "_typed")}
 
 
 class Tractable(GenerativeModel):
@@ -271,8 +290,7 @@ class Tractable(GenerativeModel):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(x | context) in nats, (*B, *event), (*B, C) -> (*B)."""
-        x, context = self.check(x, context)
-        return self.condition(context).log_prob(x)
+        return self.condition(context).log_prob(self._check_x(x))
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         x, context = self.check(x, context)
@@ -390,7 +408,7 @@ class Latent(GenerativeModel):
         }
         accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)
         for name, site in sample_sites(proposed).items():
-            new, kept = site["value"], old.nodes[name]["value"]
+            new, kept = site["value"], cast(Tensor, old.nodes[name]["value"])
             site["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
         return proposed
 

@@ -7,11 +7,11 @@ ask of a transform follows from the two.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
@@ -56,6 +56,10 @@ class BijectiveTransform(Transform):
     def with_cache(self, cache_size: int = 1) -> BijectiveTransform:
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BijectiveTransform:
+        # It has no state of its own, and tensors inside a graph cannot be copied: a copy shares them.
+        return copy.copy(self)
+
 
 class InverseTransform(BijectiveTransform):
     """The inverse of a transform: the two fused passes change places."""
@@ -86,14 +90,14 @@ class ComposedTransform(BijectiveTransform):
             self.domain, self.codomain = self.transforms[0].domain, self.transforms[-1].codomain
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(())
+        total = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
         for transform in self.transforms:
             x, ladj = transform.call_and_ladj(x)
             total = total + ladj
         return x, total
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        total = y.new_zeros(())
+        total = y.new_zeros(y.shape[: y.dim() - self.codomain.event_dim])
         for transform in reversed(self.transforms):
             y, ladj = transform.inverse_and_ladj(y)
             total = total + ladj
@@ -104,18 +108,30 @@ class Bijector(ConditionalTransformModule):
     """A module that owns the parameters of an invertible map; ``condition`` makes the map.
 
     Attributes:
-        triangular: claim: the Jacobian is triangular in the natural order of the features.
+        triangular: claim: the Jacobian is lower triangular in the natural order of the features.
         volume_preserving: claim: ladj is 0 everywhere.
         context: size C of the conditioning vector, 0 for none.
     """
 
-    triangular: ClassVar[bool] = False
-    volume_preserving: ClassVar[bool] = False
+    triangular: bool = False
+    volume_preserving: bool = False
     context: int = 0
 
     @abstractmethod
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         """The transform for one context, (*B, C); it works on x of shape (*B, *event)."""
+
+    def check(self, context: Tensor | None) -> Tensor | None:
+        """The context as this bijector takes it: None for one that takes none, whoever passes one along.
+
+        Raises: ValueError if it is missing or of another size.
+        """
+        if not self.context:
+            return None
+        if context is None or context.shape[-1] != self.context:
+            got = "none" if context is None else str(tuple(context.shape))
+            raise ValueError(f"expected context of shape (*, {self.context}), got {got}; pass condition(context)")
+        return context
 
     @property
     def inv(self) -> Bijector:
@@ -143,6 +159,7 @@ class Inverse(Bijector):
         super().__init__()
         self.bijector = bijector
         self.context = bijector.context
+        self.triangular, self.volume_preserving = bijector.triangular, bijector.volume_preserving
 
     @property
     def inv(self) -> Bijector:
@@ -157,8 +174,11 @@ class Compose(Bijector):
 
     def __init__(self, bijectors: Iterable[Bijector]) -> None:
         super().__init__()
-        self.bijectors = nn.ModuleList(bijectors)
-        self.context = max((b.context for b in self.bijectors), default=0)  # type: ignore[type-var, assignment]
+        parts = list(bijectors)
+        self.bijectors = nn.ModuleList(parts)
+        self.context = max((b.context for b in parts), default=0)
+        self.triangular = all(b.triangular for b in parts)
+        self.volume_preserving = all(b.volume_preserving for b in parts)
 
     def condition(self, context: Tensor | None = None) -> ComposedTransform:
-        return ComposedTransform([b.condition(context if b.context else None) for b in self.bijectors])  # type: ignore
+        return ComposedTransform([b.condition(context) for b in self.bijectors])  # type: ignore[operator]

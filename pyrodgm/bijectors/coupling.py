@@ -27,6 +27,8 @@ class _CouplingTransform(BijectiveTransform):
         return (second, first) if self.flip else (first, second)
 
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        if kept.shape[:-1] != moved.shape[:-1]:  # one x under many contexts
+            kept = kept.expand(*moved.shape[:-1], -1)
         return torch.cat((moved, kept) if self.flip else (kept, moved), -1)
 
 
@@ -133,7 +135,7 @@ class AffineCoupling(_Coupling):
         self.bound = float(bound)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _AffineTransform(self.net, context, self.split, self.flip, self.bound)
+        return _AffineTransform(self.net, self.check(context), self.split, self.flip, self.bound)
 
 
 class AdditiveCoupling(_Coupling):
@@ -152,4 +154,4 @@ class AdditiveCoupling(_Coupling):
     volume_preserving = True
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _AdditiveTransform(self.net, context, self.split, self.flip)
+        return _AdditiveTransform(self.net, self.check(context), self.split, self.flip)

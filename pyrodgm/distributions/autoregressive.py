@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -27,7 +27,7 @@ class AutoregressiveDistribution(TorchDistribution):
     Shapes: x (*S, *B, D) -> log_prob (*S, *B) in nats.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
     def __init__(
@@ -50,15 +50,19 @@ class AutoregressiveDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> AutoregressiveDistribution:
         return AutoregressiveDistribution(
-            self.net, self.conditional, self.context, self.index, batch_shape, validate_args=False
+            self.net, self.conditional, self.context, self.index, batch_shape, validate_args=self._validate_args
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        parameters = self.net(value, self.context, self.index).to(value.dtype)
-        log_prob = self.conditional.log_prob(parameters, value).sum(-1)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        raw = self.net.flat(value, self.context, self.index).to(value.dtype)
+        log_prob = self.conditional.log_prob(raw, value)
+        return (
+            log_prob
+            if not self.batch_shape
+            else log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -77,12 +81,10 @@ class MixtureOfOrders(TorchDistribution):
     Source: Germain et al. (2015), arXiv:1502.03509, section 4.2; Uria et al. (2014), arXiv:1310.1757, section 3.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
 
-    def __init__(
-        self, members: list[AutoregressiveDistribution], validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, members: list[AutoregressiveDistribution], validate_args: bool | None = None) -> None:
         self.members = members
         super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
 
@@ -91,7 +93,7 @@ class MixtureOfOrders(TorchDistribution):
         return self.members[0].support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixtureOfOrders:
-        return MixtureOfOrders([m.expand(batch_shape) for m in self.members], validate_args=False)
+        return MixtureOfOrders([m.expand(batch_shape) for m in self.members], validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -26,8 +26,8 @@ class Conditional(ABC):
     support: Any
 
     @abstractmethod
-    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """(*B, P, D), (*B, D) -> (*B, D), in nats."""
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """The sum over the features, in nats: raw (*B, P * D), each parameter's D in a row, x (*B, D) -> (*B)."""
 
     @abstractmethod
     def sample(self, parameters: Tensor) -> Tensor:
@@ -38,16 +38,17 @@ class BernoulliConditional(Conditional):
     r"""x in {0, 1} with :math:`p(x = 1) = \sigma(l)`; P = 1.
 
     Example:
-        >>> BernoulliConditional().log_prob(torch.zeros(1, 2), torch.tensor([0.0, 1.0]))
-        tensor([-0.6931, -0.6931])
+        >>> BernoulliConditional().log_prob(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor(-1.3863)
     """
 
     size = 1
     support = constraints.boolean
 
-    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        logits, x = torch.broadcast_tensors(parameters.squeeze(-2), x)
-        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        if raw.shape != x.shape:
+            raw, x = torch.broadcast_tensors(raw, x)
+        return -F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
 
     def sample(self, parameters: Tensor) -> Tensor:
         return torch.bernoulli(parameters.squeeze(-2).sigmoid())
@@ -63,9 +64,8 @@ class GaussianMixtureConditional(Conditional):
         components: K.
     Source: Uria et al. (2013), arXiv:1306.0186, eq. 6-10.
     Example:
-        >>> p = torch.zeros(6, 1)
-        >>> GaussianMixtureConditional(2).log_prob(p, torch.zeros(1))
-        tensor([-0.9189])
+        >>> GaussianMixtureConditional(2).log_prob(torch.zeros(6), torch.zeros(1))
+        tensor(-0.9189)
     """
 
     support = constraints.real
@@ -80,11 +80,12 @@ class GaussianMixtureConditional(Conditional):
         logits, mean, raw = parameters.chunk(3, -2)
         return logits, mean, self.log_scale_bound * torch.tanh(raw / self.log_scale_bound)
 
-    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        logits, mean, log_scale = self._split(parameters)
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits, mean, log_scale = self._split(raw.unflatten(-1, (self.size, x.shape[-1])))
         deviation = (x.unsqueeze(-2) - mean) * torch.exp(-log_scale)
         terms = logits - log_scale - 0.5 * deviation * deviation
-        return torch.logsumexp(terms, -2) - torch.logsumexp(logits, -2) - 0.5 * math.log(2 * math.pi)
+        log_prob = torch.logsumexp(terms, -2) - torch.logsumexp(logits, -2)  # (*B, 3 K, D) -> (*B, D)
+        return (log_prob - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def sample(self, parameters: Tensor) -> Tensor:
         logits, mean, log_scale = self._split(parameters)

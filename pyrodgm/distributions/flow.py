@@ -10,10 +10,29 @@ from pyro.distributions import TransformedDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import Parameter
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrodgm.bijectors.base import BijectiveTransform
 
 __all__ = ["FlowDistribution"]
+
+
+class _StepCounter:
+    """Counts the steps of all torch optimisers: the fused ones move parameters without a new tensor version."""
+
+    steps = 0
+    watching = False
+
+    @classmethod
+    def count(cls, *_: Any) -> None:
+        cls.steps += 1
+
+
+def _steps() -> int:
+    if not _StepCounter.watching:
+        register_optimizer_step_post_hook(_StepCounter.count)
+        _StepCounter.watching = True
+    return _StepCounter.steps
 
 
 class FlowDistribution(TransformedDistribution):
@@ -23,7 +42,8 @@ class FlowDistribution(TransformedDistribution):
 
     Scoring takes one fused pass (inverse and ladj together). The object remembers one pair, the
     last ``rsample`` and its log-probability, so scoring its own draw costs nothing; the memory
-    ends with the object and is dropped as soon as a watched parameter has changed.
+    ends with the object, with a step of any torch optimiser, and with a change of the draw or of a
+    watched parameter. (Only a change that torch does not see, ``parameter.data.add_``, goes unnoticed.)
 
     Args:
         base: its event shape is the flow's; its batch shape is the flow's.
@@ -44,7 +64,7 @@ class FlowDistribution(TransformedDistribution):
         self.base_dist = base
         self.transforms = list(transforms)
         self._watch = watch
-        self._own: tuple[Tensor, Tensor, int] | None = None
+        self._own: tuple[Tensor, Tensor, int] | None = None  # y, log p(y), stamp
         Distribution.__init__(self, base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @property
@@ -57,7 +77,7 @@ class FlowDistribution(TransformedDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
         base = self.base_dist.expand(torch.Size(batch_shape))
-        return FlowDistribution(base, self.transforms, self._watch, validate_args=False)
+        return FlowDistribution(base, self.transforms, self._watch, validate_args=self._validate_args)
 
     def rsample_and_log_prob(self, sample_shape: Any = torch.Size()) -> tuple[Tensor, Tensor]:
         """A reparameterised draw and its log-probability from the same forward pass."""
@@ -74,7 +94,7 @@ class FlowDistribution(TransformedDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         y, log_prob = self.rsample_and_log_prob(sample_shape)
         if torch.is_grad_enabled():
-            self._own = (y, log_prob, self._version())
+            self._own = (y, log_prob, self._stamp(y))
         return y
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -85,7 +105,7 @@ class FlowDistribution(TransformedDistribution):
             return y
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._own is not None and self._own[0] is value and self._own[2] == self._version():
+        if self._own is not None and self._own[0] is value and self._own[2] == self._stamp(value):
             return self._own[1]
         if self._validate_args:
             self._validate_sample(value)
@@ -96,8 +116,9 @@ class FlowDistribution(TransformedDistribution):
             total = total + ladj
         return self.base_dist.log_prob(x) + total
 
-    def _version(self) -> int:
-        return sum(parameter._version for parameter in self._watch())
+    def _stamp(self, y: Tensor) -> int:
+        """A number that changes with the parameters and the draw."""
+        return _steps() + y._version + sum(p._version + p.data_ptr() for p in self._watch())
 
     def cdf(self, value: Tensor) -> Tensor:
         raise NotImplementedError("a flow over vectors has no distribution function; integrate samples instead")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -21,7 +21,7 @@ class Generated(TorchDistribution):
     Raises: NotImplementedError when scored.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, value: Tensor, event_dim: int, validate_args: bool | None = None) -> None:

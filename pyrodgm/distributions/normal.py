@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -26,7 +26,7 @@ class StandardNormalDistribution(TorchDistribution):
         tensor(-2.7568)
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(
@@ -52,7 +52,7 @@ class StandardNormalDistribution(TorchDistribution):
         return self._like.new_ones(self.batch_shape + self.event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> StandardNormalDistribution:
-        return StandardNormalDistribution(self._like, self.event_shape, batch_shape, validate_args=False)
+        return StandardNormalDistribution(self._like, self.event_shape, batch_shape, validate_args=self._validate_args)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return torch.randn(self._extended_shape(sample_shape), dtype=self._like.dtype, device=self._like.device)
@@ -74,4 +74,5 @@ def _kl_normal_standard(q: Independent, p: StandardNormalDistribution) -> Tensor
         raise NotImplementedError
     mean, scale = q.base_dist.mean, q.base_dist.stddev
     terms = 0.5 * (scale * scale + mean * mean - 1) - scale.log()
-    return terms.flatten(terms.dim() - len(p.event_shape)).sum(-1)
+    kl = terms.flatten(terms.dim() - len(p.event_shape)).sum(-1)
+    return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -28,7 +28,7 @@ class Unnormalised(TorchDistribution):
     Source: Hinton (2002), Training products of experts, eq. 3-4 (contrastive divergence).
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = False
     normalized = False
 
@@ -50,7 +50,7 @@ class Unnormalised(TorchDistribution):
         return self.model.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Unnormalised:
-        return Unnormalised(self.model, self.context, batch_shape, validate_args=False)
+        return Unnormalised(self.model, self.context, batch_shape, validate_args=self._validate_args)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))

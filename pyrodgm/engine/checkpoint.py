@@ -3,78 +3,95 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["CheckpointError", "fingerprint", "load_latest", "save"]
+__all__ = ["CheckpointError", "fingerprint", "load_latest", "save", "write_atomically"]
 
 _FORMAT = "pyrodgm-checkpoint"
-_VERSION = 1
+_VERSION = 2
 _KEPT = 2  # the newest and, in case that one is damaged, the one before
+_TEMPORARY = ".writing-"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used, with the reason."""
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """Classes, parameter names and shapes: two runs with equal fingerprints can exchange states."""
+def fingerprint(modules: Iterable[nn.Module], helpers: Iterable[object]) -> str:
+    """Classes, parameter names and shapes: two runs with equal fingerprints can exchange states.
+
+    Args:
+        modules: model and objective.
+        helpers: optimisers and schedules, of which the class counts.
+    """
     lines = []
     for module in modules:
         lines.append(type(module).__qualname__)
         lines += [f"{k}{tuple(v.shape)}{v.dtype}" for k, v in module.named_parameters()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(type(helper).__name__ for helper in helpers)])
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write ``state`` as ``step-N.pt``: a temporary file first, flushed to disk, then renamed over."""
+def save(folder: Path, step: int, state: dict[str, Any], alone: bool = False) -> Path:
+    """Write ``state`` as ``step-N.pt``, whole or not at all, and drop the checkpoints that it replaces.
+
+    Args:
+        folder: of one run.
+        step: N.
+        state: tensors and plain values.
+        alone: drop all other checkpoints, which belong to a run that was started over.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:010d}.pt"
     write_atomically(target, {"format": _FORMAT, "version": _VERSION, **state})
-    for old in _files(folder)[:-_KEPT]:
+    for old in [p for p in _files(folder) if p != target] if alone else _files(folder)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return target
 
 
 def write_atomically(target: Path, payload: Any) -> None:
     """``torch.save`` that leaves either the old file or the whole new one, whatever happens between."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
+    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             torch.save(payload, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def load_latest(folder: Path, expected: str) -> tuple[dict[str, Any], Path] | None:
     """The newest usable checkpoint of ``folder``, or None where there is none at all.
 
-    A damaged newest file is passed over with a warning for the one before it.
+    A damaged or foreign newest file is passed over, with a warning, for the one before it, and
+    renamed to ``*.refused``. What a killed run had begun to write is removed.
     Raises: CheckpointError if files are there and none can be used.
     """
-    problems = []
+    if folder.is_dir():
+        for unfinished in folder.glob(f"{_TEMPORARY}*"):
+            unfinished.unlink(missing_ok=True)
+    refused: list[tuple[Path, CheckpointError]] = []
     for path in reversed(_files(folder)):
         try:
             state = _read(path, expected)
         except CheckpointError as error:
-            problems.append(str(error))
+            refused.append((path, error))
             continue
-        for problem in problems:
-            warnings.warn(f"{problem}; went on from {path.name}", stacklevel=3)
+        for bad, why in refused:
+            bad.rename(bad.with_name(f"{bad.name}.refused"))
+            warnings.warn(f"{why}; went on from {path.name}", stacklevel=2)
         return state, path
-    if problems:
-        raise CheckpointError(
-            "; ".join(problems) + "; pass resume=False to start over, or another checkpoint folder"
-        )
+    if refused:
+        reasons = "; ".join(str(why) for _, why in refused)
+        raise CheckpointError(f"{reasons}; pass resume=False to start over, or another checkpoint folder")
     return None
 
 
@@ -86,11 +103,13 @@ def _read(path: Path, expected: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file: all of them mean the same here
-        raise CheckpointError(f"{path.name} is damaged or cut short ({type(error).__name__})") from error
+        raise CheckpointError(f"{path} is damaged or cut short ({type(error).__name__})") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise CheckpointError(f"{path.name} was not written by pyrodgm.fit")
-    if state["version"] > _VERSION:
-        raise CheckpointError(f"{path.name} has version {state['version']}, this library reads up to {_VERSION}")
-    if state["fingerprint"] != expected:
-        raise CheckpointError(f"{path.name} belongs to another model or objective (classes or shapes differ)")
+        raise CheckpointError(f"{path} was not written by pyrodgm.fit")
+    if state.get("version") != _VERSION:
+        raise CheckpointError(f"{path} has version {state.get('version')}, this library reads version {_VERSION}")
+    if state.get("fingerprint") != expected:
+        raise CheckpointError(
+            f"{path} belongs to another run (classes or shapes of the model, objective, optimisers or schedules differ)"
+        )
     return state

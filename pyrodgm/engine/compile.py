@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrodgm.core import GenerativeModel
+from pyrodgm.engine.surroundings import validation
 from pyrodgm.objectives.base import Objective
 
 __all__ = ["CompiledLoss", "compile_loss"]
+
+_REASON = 300  # characters of an error that a warning repeats
 
 
 class _Loss(nn.Module):
@@ -31,12 +33,15 @@ class _Loss(nn.Module):
 class CompiledLoss:
     """A loss traced once for a batch shape and compiled; other shapes (a ragged last batch) run as they are.
 
+    What Python computes (a schedule that counts its calls) is fixed when the loss is traced.
+
     Args:
         model, objective: whose loss; the objective has one player.
     """
 
     def __init__(self, model: GenerativeModel, objective: Objective) -> None:
         self.module = _Loss(model, objective)
+        self.parameters = list(self.module.parameters())
         self.graph: Callable[..., Tensor] | None = None
         self.key: Any = None
 
@@ -46,20 +51,18 @@ class CompiledLoss:
             self.graph, self.key = self._trace(x, context, n), key
         if key != self.key:
             return self.module(x, context, n)
-        return self.graph(*self._tensors(), x, context)
-
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.module.parameters()), list(self.module.buffers())
+        with torch.autocast(x.device.type, enabled=False):  # its casts are in the graph
+            return self.graph(self.parameters, list(self.module.buffers()), x, context)
 
     def _trace(self, x: Tensor, context: Tensor | None, n: int) -> Callable[..., Tensor]:
-        names = [k for k, _ in self.module.named_parameters()], [k for k, _ in self.module.named_buffers()]
+        names = [k for k, _ in self.module.named_parameters()] + [k for k, _ in self.module.named_buffers()]
 
         def loss(parameters: list[Tensor], buffers: list[Tensor], x: Tensor, context: Tensor | None) -> Tensor:
-            state = dict(zip(names[0] + names[1], parameters + buffers, strict=True))
+            state = dict(zip(names, parameters + buffers, strict=True))
             return torch.func.functional_call(self.module, state, (x, context, n))
 
-        with pyro.validation_enabled(False):
-            graph = make_fx(loss)(*self._tensors(), x, context)
+        with validation(False):
+            graph = make_fx(loss)(self.parameters, list(self.module.buffers()), x, context)
         # Noise by torch's own generator, so a seed gives the same numbers as in eager mode.
         return torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
@@ -67,20 +70,22 @@ class CompiledLoss:
 def compile_loss(
     model: GenerativeModel, objective: Objective, x: Tensor, context: Tensor | None, n: int
 ) -> CompiledLoss | None:
-    """The compiled loss, tried on one batch; None, with one warning that says why, where that fails."""
-    if len(objective.players(model)) > 1:
-        _warn(f"{type(objective).__name__} has several players, and compiling needs one loss")
+    """The compiled loss, tried on one batch; None, with one warning that says why, where that fails.
+
+    The trial leaves buffers, gradients and random state as they were.
+    """
+    if type(objective).forward is not Objective.forward:
+        _warn(f"{type(objective).__name__} has losses for several players, and compiling needs one loss")
         return None
     compiled = CompiledLoss(model, objective)
     buffers = [b.clone() for b in compiled.module.buffers()]
-    devices = [x.device] if x.is_cuda else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
             loss = compiled(x, context, n)
             if loss.requires_grad:
-                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+                torch.autograd.grad(loss, [p for p in compiled.parameters if p.requires_grad], allow_unused=True)
     except Exception as error:  # tracing runs arbitrary model code: whatever it raises means eager
-        _warn(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+        _warn(f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}")
         return None
     finally:
         with torch.no_grad():
@@ -90,4 +95,4 @@ def compile_loss(
 
 
 def _warn(reason: str) -> None:
-    warnings.warn(f"compile=True fell back to eager: {reason}", stacklevel=4)
+    warnings.warn(f"compile=True fell back to eager: {reason}", stacklevel=2)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler, TensorDataset
 
 from pyrodgm.core import GenerativeModel
 
@@ -19,25 +19,39 @@ Batch = tuple[Tensor, Tensor | None]
 _SCAN = 65536  # rows looked at in one go when data are checked
 
 
+def _entropy(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
     """The permutation of one epoch, a function of (seed, epoch) alone."""
-    entropy = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
-    return torch.randperm(rows, generator=generator)
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(_entropy(seed, epoch)))
 
 
 def check_rows(model: GenerativeModel, x: Tensor, context: Tensor | None, first: int = 0, name: str = "data") -> None:
-    """Refuse rows that the model cannot have drawn, naming the first bad one.
+    """Refuse rows (B, *event) that the model cannot have drawn, naming the first bad one.
 
+    Args:
+        first: number of the first row, for the message.
+        name: of the data, for the message.
     Raises: ValueError for a wrong shape, NaN or infinity, or a value outside the model's support.
     """
-    model.check(x[:1].to(model.dtype, copy=False), None if context is None else context[:1].to(model.dtype))
-    if context is not None and len(context) != len(x):
-        raise ValueError(f"expected one context row for each row of {name}, got {len(context)} for {len(x)}")
+    try:
+        model.check(x, context)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    if x.dim() != 1 + len(model.event_shape):
+        event = ", ".join(map(str, model.event_shape))
+        raise ValueError(f"expected {name} of shape (rows, {event}), got {tuple(x.shape)}; reshape it to rows")
+    if context is not None and tuple(context.shape) != (len(x), model.context):
+        raise ValueError(
+            f"expected one context of size {model.context} for each of the {len(x)} rows of {name}, "
+            f"got shape {tuple(context.shape)}"
+        )
     support = model.support
     for start in range(0, len(x), _SCAN):
         part = x[start : start + _SCAN]
-        parts = [(name, part)] + ([] if context is None else [("context", context[start : start + _SCAN])])
+        parts = [(name, part)] + ([] if context is None else [(f"{name}'s context", context[start : start + _SCAN])])
         for label, values in parts:
             bad = ~torch.isfinite(values).flatten(1).all(1)
             if bad.any():
@@ -46,14 +60,12 @@ def check_rows(model: GenerativeModel, x: Tensor, context: Tensor | None, first:
                     f"expected finite numbers, got {_first_bad(values[row])} in row {first + start + row} of {label}; "
                     "drop or impute such rows"
                 )
-        inside = support.check(part.to(model.dtype))
-        inside = inside.reshape(len(part), -1).all(1)
+        inside = support.check(part.to(model.device)).reshape(len(part), -1).all(1)
         if not inside.all():
             row = int((~inside).nonzero()[0])
-            values = part[row].flatten()
             raise ValueError(
                 f"expected values in the model's support {support}, got row {first + start + row} of {name} with "
-                f"values in [{values.min():.4g}, {values.max():.4g}]; transform the data (binarize, scale, "
+                f"values in [{part[row].min():.4g}, {part[row].max():.4g}]; transform the data (binarize, scale, "
                 "dequantize) or choose another likelihood"
             )
 
@@ -67,7 +79,10 @@ def _as_tensor(values: Any, name: str, like: GenerativeModel) -> Tensor:
     if isinstance(values, Tensor):
         tensor = values.detach()
     else:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"expected {name} as one array, got rows of different lengths; pad or cut them") from error
         if array.dtype.kind not in "fiub":
             raise TypeError(f"expected {name} as numbers, got an array of dtype {array.dtype}; encode it first")
         tensor = torch.as_tensor(array)
@@ -83,7 +98,7 @@ def as_rows(model: GenerativeModel, data: Any, context: Any = None, name: str = 
             raise ValueError(f"expected {name} as x or as a pair (x, context), got a tuple of {len(data)}")
         data, context = data
     x = _as_tensor(data, name, model)
-    extra = None if context is None else _as_tensor(context, "context", model)
+    extra = None if context is None else _as_tensor(context, f"{name}'s context", model)
     if x.dim() < 1 or len(x) == 0:
         raise ValueError(f"expected at least one row of {name}, got shape {tuple(x.shape)}")
     check_rows(model, x, extra, name=name)
@@ -94,7 +109,7 @@ class Batches(ABC):
     """Batches of rows, epoch by epoch.
 
     Attributes:
-        rows: how many rows one epoch has.
+        rows: of the whole data set, over all ranks.
         per_epoch: how many batches.
     """
 
@@ -103,108 +118,196 @@ class Batches(ABC):
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number ``start`` on."""
+        """The batches of one epoch from number ``start`` on; this rank's share of each."""
+
+
+class _Picks:
+    """Which rows go where: batch i of an epoch, shared out among the ranks in equal parts."""
+
+    def __init__(self, rows: int, batch_size: int, rank: int, world: int, even: bool) -> None:
+        # A mean over ranks is the mean over rows only if their parts are equal: up to world - 1 rows sit an epoch out.
+        self.used = rows // world * world if even else rows
+        if self.used == 0:
+            raise ValueError(f"expected at least one row of data for each of {world} processes, got {rows}")
+        self.rows, self.batch_size, self.rank, self.world = rows, min(batch_size, self.used), rank, world
+        self.batches = -(-self.used // self.batch_size)
+
+    def __call__(self, seed: int, epoch: int, start: int) -> Iterator[Tensor]:
+        order = epoch_order(self.rows, seed, epoch)[: self.used]
+        for i in range(start, self.batches):
+            index = order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.world]
+            if len(index):
+                yield index
 
 
 class TensorBatches(Batches):
-    """Rows in memory, picked by the epoch's permutation; each of ``world`` ranks takes its share of every batch."""
+    """Rows in memory, picked by the epoch's permutation."""
 
-    def __init__(self, x: Tensor, context: Tensor | None, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.x, self.context, self.rank, self.world = x, context, rank, world
-        self.batch_size = min(batch_size, len(x))
-        # With several ranks every batch must split evenly, or the ranks would wait for each other for ever.
-        self.rows = len(x) if world == 1 else len(x) // self.batch_size * self.batch_size
-        self.per_epoch = -(-self.rows // self.batch_size)
+    def __init__(self, x: Tensor, context: Tensor | None, picks: _Picks) -> None:
+        self.x, self.context, self.picks = x, context, picks
+        self.rows, self.per_epoch = len(x), picks.batches
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        order = epoch_order(len(self.x), seed, epoch).to(self.x.device)
-        for i in range(start, self.per_epoch):
-            index = order[i * self.batch_size : min((i + 1) * self.batch_size, self.rows)][self.rank :: self.world]
+        for index in self.picks(seed, epoch, start):
+            index = index.to(self.x.device, non_blocking=True)
             yield self.x[index], None if self.context is None else self.context[index]
 
 
-class _EpochSampler(Sampler[int]):
-    def __init__(self, rows: int) -> None:
-        self.rows, self.seed, self.at, self.skip, self.rank, self.world = rows, 0, 0, 0, 0, 1
+class _BatchSampler(Sampler[list[int]]):
+    """The index lists that :class:`DatasetBatches` sets before it reads an epoch."""
 
-    def __len__(self) -> int:
-        return self.rows
+    def __init__(self) -> None:
+        self.indices: Iterable[Tensor] = ()
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.rows, self.seed, self.at)[self.skip :].tolist()[self.rank :: self.world])
+    def __iter__(self) -> Iterator[list[int]]:
+        return (index.tolist() for index in self.indices)
 
 
 class DatasetBatches(Batches):
-    """A map-style dataset, read through a loader in the epoch's order."""
+    """A map-style dataset, read through a loader in the epoch's order; it is read once at first to be checked."""
 
-    def __init__(self, data: Dataset[Any], model: GenerativeModel, batch_size: int, rank: int, world: int) -> None:
-        self.rows = len(data)  # type: ignore[arg-type]
-        if self.rows == 0:
-            raise ValueError("expected at least one row of data, got an empty dataset")
-        self.model, self.sampler, self.batch_size = model, _EpochSampler(self.rows), min(batch_size, self.rows)
-        self.sampler.rank, self.sampler.world = rank, world
-        self.loader = DataLoader(data, batch_size=max(1, self.batch_size // world), sampler=self.sampler)
-        self.per_epoch = self.rows // self.batch_size if world > 1 else -(-self.rows // self.batch_size)
-        seen = 0
-        for batch in DataLoader(data, batch_size=1024):
-            x, context = _pair(batch, model)
-            check_rows(model, x, context, first=seen)
-            seen += len(x)
+    def __init__(self, data: Dataset[Any], model: GenerativeModel, picks: _Picks, name: str) -> None:
+        self.model, self.picks, self.name = model, picks, name
+        self.rows, self.per_epoch = picks.rows, picks.batches
+        self.sampler = _BatchSampler()
+        # A loader draws a seed for its workers: from a generator of its own, so that resuming draws nothing twice.
+        self.generator = torch.Generator()
+        self.loader = DataLoader(data, batch_sampler=self.sampler, generator=self.generator)
+        _check_all(DataLoader(data, batch_size=1024, generator=torch.Generator()), model, name)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        self.sampler.seed, self.sampler.at, self.sampler.skip = seed, epoch, start * self.batch_size
-        for _, batch in zip(range(start, self.per_epoch), self.loader, strict=False):
-            yield _pair(batch, self.model)
+        self.sampler.indices = self.picks(seed, epoch, start)
+        self.generator.manual_seed(_entropy(seed, epoch))
+        for batch in self.loader:
+            yield _pair(batch, self.model, self.name)
 
 
 class LoaderBatches(Batches):
-    """A user's own loader: its order and its batch size; each batch is checked as it comes."""
+    """A user's own loader: its batches in its order; it is read once at first to be checked.
 
-    def __init__(self, loader: DataLoader[Any], model: GenerativeModel) -> None:
+    Its random numbers come from a stream that is a function of (seed, epoch), so a run resumes
+    exactly whether it shuffles or augments. Ranks share out each batch, unless the loader's own
+    sampler is a DistributedSampler.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], model: GenerativeModel, name: str, rank: int, world: int, even: bool
+    ) -> None:
         try:
             self.per_epoch = len(loader)
             self.rows = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
-            raise TypeError(f"expected a DataLoader with a length, got one over {type(loader.dataset).__name__}; "
-                            "wrap the stream in a map-style Dataset") from error
-        if self.rows == 0 or self.per_epoch == 0:
-            raise ValueError("expected at least one batch of data, got an empty loader")
-        self.loader, self.model, self.checked = loader, model, False
+            raise TypeError(
+                f"expected a DataLoader with a length, got one over {type(loader.dataset).__name__}; "
+                "wrap the stream in a map-style Dataset"
+            ) from error
+        self.loader, self.model, self.name, self.even = loader, model, name, even
+        self.rank, self.world = (0, 1) if isinstance(loader.sampler, DistributedSampler) else (rank, world)
+        _check_all((batch for batch in _in_own_stream(loader, 0)), model, name)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        seen = 0
-        for i, batch in enumerate(self.loader):
-            x, context = _pair(batch, self.model)
-            if not self.checked:
-                check_rows(self.model, x, context, first=seen)
+        if hasattr(self.loader.sampler, "set_epoch"):
+            self.loader.sampler.set_epoch(epoch)
+        for i, batch in enumerate(_in_own_stream(self.loader, _entropy(seed, epoch))):
+            if i < start:
+                continue
+            x, context = _pair(batch, self.model, self.name)
+            end = len(x) // self.world * self.world if self.even else len(x)
+            part = slice(self.rank, end, self.world)
+            if len(x[part]):
+                yield x[part], None if context is None else context[part]
+
+
+def _in_own_stream(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
+    """The batches of a loader, its random numbers from ``seed``: those between the batches do not see it."""
+    outer = torch.default_generator
+    of_loader = loader.generator if isinstance(loader.generator, torch.Generator) else None
+    kept = outer.get_state() if of_loader is None else of_loader.get_state()
+    batches: Iterator[Any] | None = None
+    inner = kept
+    try:
+        while True:
+            outside = outer.get_state()
+            try:
+                if batches is None:
+                    outer.manual_seed(seed)
+                    if of_loader is not None:
+                        of_loader.manual_seed(seed)
+                    batches = iter(loader)
+                else:
+                    outer.set_state(inner)
+                batch = next(batches, _END)
+                inner = outer.get_state()
+            finally:
+                outer.set_state(outside)
+            if batch is _END:
+                return
+            yield batch
+    finally:
+        if of_loader is not None:
+            of_loader.set_state(kept)
+
+
+_END = object()
+
+
+def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> None:
+    """Check every batch, counting rows in the order of reading."""
+    seen = 0
+    with torch.random.fork_rng([]):
+        for batch in batches:
+            x, context = _pair(batch, model, name)
+            check_rows(model, x, context, first=seen, name=name)
             seen += len(x)
-            if i >= start:
-                yield x, context
-        self.checked = True
+    if seen == 0:
+        raise ValueError(f"expected at least one row of {name}, got none")
 
 
-def _pair(batch: Any, model: GenerativeModel) -> Batch:
-    if isinstance(batch, (tuple, list)):
-        x, *rest = batch
-        context = rest[0] if rest and model.context else None
-    else:
-        x, context = batch, None
-    if context is not None:
-        context = _as_tensor(context, "context", model)
-    return _as_tensor(x, "data", model), context
+def _pair(batch: Any, model: GenerativeModel, name: str) -> Batch:
+    """(x, context) of a collated batch; what an unconditional model has no use for, such as labels, is dropped."""
+    x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+    context = _as_tensor(rest[0], f"{name}'s context", model) if rest and model.context else None
+    return _as_tensor(x, name, model), context
 
 
 def as_batches(
-    model: GenerativeModel, data: Any, context: Any, batch_size: int, device: torch.device, rank: int = 0, world: int = 1
+    model: GenerativeModel,
+    data: Any,
+    context: Any,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    even: bool = True,
+    name: str = "data",
 ) -> Batches:
-    """Whatever the user has as checked batches: arrays and tensors go to ``device`` whole."""
-    if batch_size < 1:
-        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    """Whatever the user has as checked batches: arrays and tensors go to ``device`` whole.
+
+    Args:
+        model: whose rows they are.
+        data, context: see :func:`pyrodgm.fit`.
+        batch_size: rows of a step, over all ranks together.
+        device: where tensors are kept.
+        rank, world: which share of each batch is this process's.
+        even: give every rank equally many rows, as training needs; else leave none out.
+        name: of the data, for errors.
+    Raises: ValueError or TypeError for bad data, with the first bad row.
+    """
     if world > 1 and batch_size % world:
         raise ValueError(f"expected batch_size to be a multiple of the {world} devices, got {batch_size}")
+    if isinstance(data, (DataLoader, Dataset)) and context is not None:
+        raise ValueError(f"expected context=None beside a {type(data).__name__}; let it yield pairs (x, context)")
     if isinstance(data, DataLoader):
-        return LoaderBatches(data, model)
+        return LoaderBatches(data, model, name, rank, world, even)
+    if type(data) is TensorDataset:
+        tensors = data.tensors
+        data, context = tensors[0], tensors[1] if model.context and len(tensors) > 1 else None
     if isinstance(data, Dataset):
-        return DatasetBatches(data, model, batch_size, rank, world)
-    x, extra = as_rows(model, data, context)
-    return TensorBatches(x.to(device), None if extra is None else extra.to(device), batch_size, rank, world)
+        if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+            raise TypeError(f"expected a Dataset with a length and random access, got {type(data).__name__}")
+        picks = _Picks(len(data), batch_size, rank, world, even)
+        return DatasetBatches(data, model, picks, name)
+    x, extra = as_rows(model, data, context, name)
+    picks = _Picks(len(x), batch_size, rank, world, even)
+    return TensorBatches(x.to(device), None if extra is None else extra.to(device), picks)

@@ -79,7 +79,9 @@ def _energy_likelihood(
     model: Energy, x: Tensor, context: Tensor | None, batch_size: int, partition: dict[str, Any]
 ) -> LogLikelihood:
     if context is not None:
-        raise ValueError("expected no context: each context has a log Z of its own; score rows of one context at a time")
+        raise ValueError(
+            "expected no context: each context has a log Z of its own; score rows of one context at a time"
+        )
     try:
         log_z, error = model.log_partition("exact")
         kind = "exact"

@@ -17,7 +17,7 @@ __all__ = ["VAE"]
 
 
 class VAE(Latent):
-    r"""Variational autoencoder: :math:`p(x, z \mid c) = p(z \mid c)\, p(x \mid z, c)` with a guide :math:`q(z \mid x, c)`.
+    r"""Variational autoencoder: :math:`p(z \mid c)\, p(x \mid z, c)` with a guide :math:`q(z \mid x, c)`.
 
     The three parts are ordinary members, so composition alone makes the variants: a flow as prior
     or guide, MADE as decoder, any Pyro family as likelihood.
@@ -42,9 +42,7 @@ class VAE(Latent):
         torch.Size([5, 3])
     """
 
-    def __init__(
-        self, prior: Tractable, likelihood: Tractable, guide: Tractable | nn.Module, context: int = 0
-    ) -> None:
+    def __init__(self, prior: Tractable, likelihood: Tractable, guide: Tractable | nn.Module, context: int = 0) -> None:
         super().__init__(tuple(likelihood.event_shape), context)
         if len(prior.event_shape) != 1 or prior.context not in (0, context):
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class MaskedMLP(nn.Module):
             raise ValueError(f"expected order to be a permutation of 0..{features - 1}, got {order}")
         self.features, self.outputs, self.context, self.masks = features, outputs, context, masks
         sizes = [features, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], outputs * features)
         self.direct = nn.Linear(features, outputs * features, bias=False) if direct and hidden else None
         first = sizes[1] if hidden else outputs * features
@@ -89,7 +90,9 @@ class MaskedMLP(nn.Module):
 
     def _set_masks(self) -> None:
         """One set of masks is kept, as numbers: multiplying costs a third of comparing and choosing at each step."""
-        for i, mask in enumerate(self._make_masks(0) if self.masks == 1 else []):
+        masks = self._make_masks(0) if self.masks == 1 else []
+        self.kept = len(masks)
+        for i, mask in enumerate(masks):
             self.register_buffer(f"mask{i}", mask, persistent=False)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
@@ -107,16 +110,19 @@ class MaskedMLP(nn.Module):
         """1 where a weight acts, else 0: of the hidden layers, the last layer, then the direct connections."""
         degrees = self._degrees(mask)
         last = degrees[0].repeat(self.outputs)[:, None]
-        masks = [up[:, None] >= down for down, up in zip(degrees[:-1], degrees[1:], strict=True)] + [last > degrees[-1]]
+        masks = [up[:, None] >= down for down, up in pairwise(degrees)] + [last > degrees[-1]]
         if self.direct is not None:
             masks.append(last > degrees[0])
         return [m.to(self.last.weight.dtype) for m in masks]
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
-        kept = self.masks == 1
-        masks = [getattr(self, f"mask{i}") for i in range(len(self.layers) + 1 + (self.direct is not None))] if kept else self._make_masks(mask)
-        h = x
-        for i, layer in enumerate(self.layers):
+        return self.flat(x, context, mask).unflatten(-1, (self.outputs, self.features))  # (*B, P * D) -> (*B, P, D)
+
+    def flat(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
+        """The outputs before they are given a dimension of their own: (*B, D), (*B, C) -> (*B, P * D)."""
+        masks: Any = [self._buffers[f"mask{i}"] for i in range(self.kept)] if self.kept else self._make_masks(mask)
+        h, layers = x, cast(Iterable[Any], self.layers)
+        for i, layer in enumerate(layers):
             h = F.linear(h, layer.weight * masks[i], layer.bias)
             if i == 0 and self.from_context is not None:
                 h = h + self.from_context(context)
@@ -125,9 +131,7 @@ class MaskedMLP(nn.Module):
         if self.direct is not None:
             out = out + F.linear(x, self.direct.weight * masks[-1])
         to_last = self.context_to_last if self.layers else self.from_context
-        if to_last is not None:
-            out = out + to_last(context)
-        return out.unflatten(-1, (self.outputs, self.features))  # (*B, P * D) -> (*B, P, D)
+        return out if to_last is None else out + to_last(context)
 
 
 class IncrementalPass:
@@ -148,10 +152,13 @@ class IncrementalPass:
         ranks, *degrees = net._degrees(mask)
         self.features, self.outputs = net.features, net.outputs
         self.order = ranks.argsort()  # self.order[i] is the feature of rank i
+        self.order_list = self.order.tolist()
         self.activation = net.activation
         sorts = [self.order, *(d.argsort(stable=True) for d in degrees)]
         last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
         to_last = net.context_to_last if net.layers else net.from_context
+
+        layers = cast(list[nn.Linear], list(net.layers))
 
         def bias(linear: nn.Linear, from_context: nn.Linear | None, sort: Tensor) -> Tensor:
             value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
@@ -160,11 +167,12 @@ class IncrementalPass:
             return value[sort]
 
         self.weights = [
-            layer.weight[up][:, down].contiguous() for layer, down, up in zip(net.layers, sorts[:-1], sorts[1:], strict=True)
+            layer.weight[up][:, down].contiguous()
+            for layer, down, up in zip(layers, sorts[:-1], sorts[1:], strict=True)
         ]
         self.biases = [
             bias(layer, net.from_context if i == 0 else None, sort)
-            for i, (layer, sort) in enumerate(zip(net.layers, sorts[1:], strict=True))
+            for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
         ]
         split = (net.outputs, net.features)
         self.last_weight = net.last.weight[last_sort][:, sorts[-1]].unflatten(0, split).transpose(0, 1).contiguous()

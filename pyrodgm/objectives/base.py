@@ -29,9 +29,11 @@ class Objective(nn.Module):
     Attributes:
         unit: what the losses are measured in, for progress bars and plots.
         held_out_name: what :meth:`held_out` measures.
+        lr: learning rate that suits :meth:`optimizer`.
     """
 
     unit: str = "nats/datum"
+    lr: float = 1e-3
     held_out_name: str = "loss"
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:

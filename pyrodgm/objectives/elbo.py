@@ -50,8 +50,10 @@ class ELBO(Objective):
 
     def check(self, model: GenerativeModel) -> None:
         if model.family not in ("latent", "tractable"):
-            raise TypeError(f"expected a model with a normalised joint density, got the {model.family} model "
-                            f"{type(model).__name__}; an ELBO of it is no bound on anything")
+            raise TypeError(
+                f"expected a model with a normalised joint density, got the {model.family} model "
+                f"{type(model).__name__}; an ELBO of it is no bound on anything"
+            )
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         rows = len(x) if n is None else n
@@ -122,8 +124,10 @@ class PyroObjective(Objective):
     def __init__(self, elbo: Any) -> None:
         super().__init__()
         if not hasattr(elbo, "differentiable_loss"):
-            raise TypeError(f"expected a Pyro ELBO with differentiable_loss, got {type(elbo).__name__}; "
-                            "for importance-weighted bounds use pyrodgm.objectives.ImportanceWeighted")
+            raise TypeError(
+                f"expected a Pyro ELBO with differentiable_loss, got {type(elbo).__name__}; "
+                "for importance-weighted bounds use pyrodgm.objectives.ImportanceWeighted"
+            )
         self.elbo = elbo
 
     def check(self, model: GenerativeModel) -> None:

@@ -24,8 +24,10 @@ class MaximumLikelihood(Objective):
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Tractable):
-            raise TypeError(f"expected a Tractable model (one with log_prob), got {type(model).__name__}; "
-                            "use ELBO for latent, ContrastiveDivergence for energy, Adversarial for implicit models")
+            raise TypeError(
+                f"expected a Tractable model (one with log_prob), got {type(model).__name__}; "
+                "use ELBO for latent, ContrastiveDivergence for energy, Adversarial for implicit models"
+            )
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         return -model.log_prob(x, context).mean()  # type: ignore[operator]

@@ -51,7 +51,7 @@ class Flow(Tractable):
         base = self.base.condition(context if self.base.context else None)
         if context is not None and not self.base.context:
             base = base.expand(context.shape[:-1])
-        transforms = [b.condition(context if b.context else None) for b in self.bijectors]  # type: ignore[operator]
+        transforms = [b.condition(context) for b in self.bijectors]  # type: ignore[operator]
         return FlowDistribution(base, transforms, watch=self.parameters)
 
 

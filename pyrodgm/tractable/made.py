@@ -67,4 +67,6 @@ class MADE(Tractable):
         if self.training:
             mask = torch.randint(masks, (), device=self.device)
             return AutoregressiveDistribution(self.net, self.conditional, context, mask)
-        return MixtureOfOrders([AutoregressiveDistribution(self.net, self.conditional, context, m) for m in range(masks)])
+        return MixtureOfOrders(
+            [AutoregressiveDistribution(self.net, self.conditional, context, m) for m in range(masks)]
+        )

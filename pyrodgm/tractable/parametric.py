@@ -33,6 +33,7 @@ class StandardNormal(Tractable):
         self.register_buffer("like", torch.empty(0), persistent=False)  # carries dtype and device
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        self.check(None, context)
         return StandardNormalDistribution(self.like, self.event_shape)
 
 

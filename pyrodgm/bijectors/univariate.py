@@ -1,0 +1,75 @@
+"""Monotone maps of single features, with raw parameters from a network: what couplings and autoregressions apply."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["ScaleShift", "Shift", "Univariate"]
+
+
+class Univariate(ABC):
+    """A family of increasing maps of the real line, each given by P raw numbers.
+
+    All zeros give the identity, so a network whose last layer starts at 0 starts a flow as the identity.
+
+    Attributes:
+        size: P.
+        domain, codomain: constraints of one feature.
+        volume_preserving: claim: every map has slope 1.
+    """
+
+    size: int
+    domain: Any = constraints.real
+    codomain: Any = constraints.real
+    volume_preserving: bool = False
+
+    @abstractmethod
+    def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log dy/dx, elementwise: raw (*B, P, D), x (*B, D) -> (*B, D), (*B, D)."""
+
+    @abstractmethod
+    def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x and log dx/dy, elementwise: raw (*B, P, D), y (*B, D) -> (*B, D), (*B, D)."""
+
+
+class ScaleShift(Univariate):
+    r""":math:`y = x e^{s} + t` with :math:`s = \beta \tanh(\cdot)`; P = 2.
+
+    Args:
+        bound: :math:`\beta`, the largest absolute log-scale; it keeps both directions finite at any input.
+    """
+
+    size = 2
+
+    def __init__(self, bound: float = 2.0) -> None:
+        if not bound > 0:
+            raise ValueError(f"expected bound > 0, got {bound}")
+        self.bound = float(bound)
+
+    def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = raw.unbind(-2)
+        log_scale = self.bound * torch.tanh(log_scale)
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale
+
+    def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = raw.unbind(-2)
+        log_scale = -self.bound * torch.tanh(log_scale)
+        return (y - shift) * log_scale.exp(), log_scale
+
+
+class Shift(Univariate):
+    """y = x + t; P = 1."""
+
+    size = 1
+    volume_preserving = True
+
+    def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + raw.squeeze(-2), torch.zeros_like(x)
+
+    def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return y - raw.squeeze(-2), torch.zeros_like(y)

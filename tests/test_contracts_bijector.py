@@ -1,0 +1,220 @@
+"""Contract 3: both directions, ladj against autodiff, no cache, and the claims, at grown parameters in float64."""
+
+import copy
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import BIJECTORS, C, context_of, contexts, ready, variants
+from torch.func import jacrev, vmap
+
+from pyrodgm.bijectors import AdditiveCoupling, Affine, Compose, Inverse
+
+N = 6
+
+every = variants(BIJECTORS)
+
+
+def inputs(case, n=N, scale=1.0):
+    return scale * torch.randn(n, case.features, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def transform_of(name, conditional):
+    case = BIJECTORS[name]
+    return ready(case, conditional).condition(context_of(conditional, N)), inputs(case)
+
+
+def jacobians(bijector, x, context):
+    """dy/dx of every row, (B, D, D)."""
+    if context is None:
+        return vmap(jacrev(lambda row: bijector.condition().call_and_ladj(row)[0]))(x)
+    return vmap(jacrev(lambda row, c: bijector.condition(c).call_and_ladj(row)[0]))(x, context)
+
+
+def check_round_trip(name, conditional=False):
+    t, x = transform_of(name, conditional)
+    y, ladj = t.call_and_ladj(x)
+    back, back_ladj = t.inverse_and_ladj(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(back_ladj, -ladj)
+    there, _ = t.call_and_ladj(t.inverse_and_ladj(x)[0])
+    torch.testing.assert_close(there, x)
+
+
+def check_ladj(name, conditional=False):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional), inputs(case)
+    ladj = bijector.condition(context).call_and_ladj(x)[1]
+    assert ladj.shape == (N,)
+    torch.testing.assert_close(ladj, torch.linalg.slogdet(jacobians(bijector, x, context))[1])
+
+
+def check_claims(name, conditional=False):
+    """What is claimed holds, and what is not claimed does not: a missing claim is as wrong as a false one."""
+    case = BIJECTORS[name]
+    bijector, x = ready(case, conditional), inputs(case)
+    jacobian = jacobians(bijector, x, context_of(conditional, N))
+    ladj = torch.linalg.slogdet(jacobian)[1].abs().max()
+    assert bool((jacobian.triu(1) == 0).all()) is bijector.triangular is case.triangular
+    assert bool(ladj < 1e-12) is bijector.volume_preserving is case.volume_preserving
+
+
+def check_context_changes_the_map(name):
+    case = BIJECTORS[name]
+    bijector, x = ready(case, True), inputs(case, 1)
+    y = bijector.condition(contexts(N)).call_and_ladj(x.expand(N, -1))[0]
+    assert bool((y.std(0) > 1e-6).any())
+
+
+def check_nothing_goes_stale(name, conditional=False):
+    """One transform object follows its parameters, and the same tensors never give yesterday's numbers."""
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional), inputs(case)
+    t = bijector.condition(context)
+    y = t(x)
+    t.inv(y), t.log_abs_det_jacobian(x, y)
+    with torch.no_grad():
+        for p in bijector.parameters():
+            p.add_(0.1)
+    fresh = bijector.condition(context)
+    torch.testing.assert_close(fresh(x), copy.deepcopy(bijector).condition(context)(x.clone()))
+    torch.testing.assert_close(fresh.inv(fresh(x)), x)
+    torch.testing.assert_close(fresh.log_abs_det_jacobian(x, y), fresh.call_and_ladj(x.clone())[1])
+    if list(bijector.parameters()):
+        assert not torch.equal(fresh(x), y)
+
+
+@every
+def test_round_trip(name, conditional):
+    check_round_trip(name, conditional)
+
+
+@every
+def test_ladj_is_autodiffs(name, conditional):
+    check_ladj(name, conditional)
+
+
+@every
+def test_claims(name, conditional):
+    check_claims(name, conditional)
+
+
+@every
+def test_nothing_goes_stale(name, conditional):
+    check_nothing_goes_stale(name, conditional)
+
+
+@pytest.mark.parametrize("name", [name for name, case in BIJECTORS.items() if case.conditional])
+def test_context_changes_the_map(name):
+    check_context_changes_the_map(name)
+
+
+@every
+def test_torchs_api_says_what_the_fused_passes_say(name, conditional):
+    t, x = transform_of(name, conditional)
+    y, ladj = t.call_and_ladj(x)
+    for a, b in [
+        (t(x), y),
+        (t._call(x), y),
+        (t._inverse(y), t.inverse_and_ladj(y)[0]),
+        (t.log_abs_det_jacobian(x, y), ladj),
+        (t.inv(y), t.inverse_and_ladj(y)[0]),
+        (t.inv.log_abs_det_jacobian(y, x), t.inverse_and_ladj(y)[1]),
+        (t.inv.inv(x), y),
+    ]:
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@every
+def test_bijector_shorthands(name, conditional):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional), inputs(case)
+    y, ladj = bijector(x, context)
+    back, back_ladj = bijector.inv(y, context)
+    torch.testing.assert_close((back, back_ladj), (x, -ladj))
+    torch.testing.assert_close(bijector.inv.inv(x, context)[0], y, rtol=0, atol=0)
+    assert {id(p) for p in bijector.inv.parameters()} == {id(p) for p in bijector.parameters()}
+    assert bijector.context == bijector.inv.context == (C if conditional else 0)
+
+
+@every
+def test_leading_dimensions(name, conditional):
+    """(2, 3, D) under contexts (3, C) or none gives what the rows give."""
+    case, context = BIJECTORS[name], context_of(conditional, 3)
+    t, x = ready(case, conditional).condition(context), inputs(case, 6).unflatten(0, (2, 3))
+    y, ladj = t.call_and_ladj(x)
+    assert y.shape == x.shape
+    assert ladj.shape == (2, 3)
+    torch.testing.assert_close((y[1], ladj[1]), t.call_and_ladj(x[1]))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_scales_of_input(name, conditional, scale, dtype):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    context = None if context is None else context.to(dtype)
+    t, x = ready(case, conditional).to(dtype).condition(context), inputs(case, scale=scale).to(dtype)
+    y, ladj = t.call_and_ladj(x)
+    back, back_ladj = t.inverse_and_ladj(y)
+    assert y.dtype == ladj.dtype == back.dtype == dtype
+    assert all(v.isfinite().all() for v in (y, ladj, back, back_ladj))
+    # The largest numbers on the way set the rounding, and where the map is flat its inverse enlarges it by the
+    # slope of the inverse, which exp(back_ladj) bounds where one direction is flat; 1000 roundings of each.
+    largest = torch.stack([x.abs().max(), y.abs().max(), torch.ones((), dtype=dtype)]).max()
+    steep = back_ladj.exp().clamp_min(1).unsqueeze(-1)
+    assert bool(((back - x).abs() <= 1000 * torch.finfo(dtype).eps * largest * steep).all())
+
+
+@every
+def test_in_pyros_transformed_distributions(name, conditional):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector = ready(case, conditional)
+    base = dist.Normal(torch.zeros(case.features, dtype=torch.float64), 1.0).to_event(1)
+    if conditional:
+        d = dist.ConditionalTransformedDistribution(base.expand([N]), [bijector]).condition(context)
+        x = d.sample()
+    else:
+        d = dist.TransformedDistribution(base, [bijector.condition()])
+        x = d.sample((N,))
+    assert x.shape == (N, case.features)
+    z, ladj = bijector.condition(context).inverse_and_ladj(x)
+    torch.testing.assert_close(d.log_prob(x), base.log_prob(z) + ladj)
+
+
+@every
+def test_deepcopy_and_pickle_after_use(name, conditional):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional), inputs(case)
+    t = bijector.condition(context)
+    y = t.inv.inv(x)
+    for other in (copy.deepcopy(bijector), pickle.loads(pickle.dumps(bijector))):
+        torch.testing.assert_close(other.condition(context)(x), y, rtol=0, atol=0)
+    torch.testing.assert_close(copy.deepcopy(t)(x), y, rtol=0, atol=0)
+
+
+@every
+def test_gradients_reach_parameters_and_inputs_both_ways(name, conditional):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional), inputs(case).requires_grad_()
+    for way in ("call_and_ladj", "inverse_and_ladj"):
+        y, ladj = getattr(bijector.condition(context), way)(x)
+        wanted = [x, *bijector.parameters()]
+        for gradient in torch.autograd.grad(y.square().sum() + ladj.sum(), wanted):
+            assert bool((gradient != 0).any())
+
+
+def test_compose_of_nothing_is_the_identity():
+    y, ladj = Compose([])(torch.ones(3, 2))
+    assert torch.equal(y, torch.ones(3, 2))
+    assert torch.equal(ladj, torch.zeros(3))
+
+
+@pytest.mark.parametrize(("flip", "expected"), [(False, True), (True, False)])
+def test_wrappers_keep_the_claims_of_their_parts(flip, expected):
+    parts = [AdditiveCoupling(3, flip=flip), AdditiveCoupling(3)]
+    for wrapper in (Inverse(parts[0]), Compose(parts)):
+        assert wrapper.volume_preserving is True
+        assert wrapper.triangular is expected
+    assert Compose([*parts, Affine(3)]).volume_preserving is False

@@ -1,0 +1,250 @@
+"""Planted bugs: each must make a contract check fail, and without it the check passes.
+
+A mutant rewrites one piece of one function's source; where the piece is gone, the test says so, and the
+mutant has to follow the code.
+"""
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import test_contracts_bijector as bijector
+import test_contracts_energy as energy
+import test_contracts_implicit as implicit
+import test_contracts_latent as latent
+import test_contracts_model as model
+import test_contracts_tractable as tractable
+
+from pyrodgm import core
+from pyrodgm.bijectors import AffineCoupling, coupling, linear
+from pyrodgm.distributions import autoregressive, conditionals, flow, normal, unnormalised
+from pyrodgm.energy import rbm
+from pyrodgm.implicit import GAN
+from pyrodgm.kernels import MALA, RandomWalk
+from pyrodgm.nets import masked
+from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, ImportanceWeighted, Minimax
+from pyrodgm.tractable import Parametric
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in the source of ``owner.name``; then ``check(*arguments)`` raises ``caught_by``."""
+
+    owner: Any
+    name: str
+    old: str
+    new: str
+    check: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+    caught_by: type[Exception] = AssertionError
+
+    def plant(self, patch: pytest.MonkeyPatch) -> None:
+        original = inspect.getattr_static(self.owner, self.name)
+        original = inspect.unwrap(getattr(original, "fget", original))
+        source = textwrap.dedent(inspect.getsource(original))
+        assert self.old in source, f"{self.name} has no {self.old!r} any more: let the mutant follow the code"
+        module = sys.modules[original.__module__]
+        before = dict(vars(module))
+        exec(compile(source.replace(self.old, self.new), f"<mutant of {self.name}>", "exec"), vars(module))
+        planted = vars(module)[self.name]
+        if self.name in before:
+            vars(module)[self.name] = before[self.name]
+        else:
+            del vars(module)[self.name]
+        patch.setattr(self.owner, self.name, planted)
+
+
+MUTANTS = {
+    # bijectors
+    "sign of ladj": Mutant(
+        coupling._AffineTransform, "call_and_ladj", "log_scale.sum(-1)", "-log_scale.sum(-1)",
+        bijector.check_ladj, ("AffineCoupling",)),
+    "ladj misses a term": Mutant(
+        coupling._AffineTransform, "call_and_ladj", "log_scale.sum(-1)", "log_scale[..., 1:].sum(-1)",
+        bijector.check_ladj, ("AffineCoupling",)),
+    "ladj of the wrong direction": Mutant(
+        coupling._AffineTransform, "inverse_and_ladj", "log_scale.sum(-1)", "-log_scale.sum(-1)",
+        bijector.check_round_trip, ("AffineCoupling",)),
+    "inverse goes further": Mutant(
+        coupling._AdditiveTransform, "inverse_and_ladj", "moved - self", "moved + self",
+        bijector.check_round_trip, ("AdditiveCoupling",)),
+    "coupling sees what it moves": Mutant(
+        coupling._CouplingTransform, "_join", "(moved, kept) if self.flip", "(kept, moved) if self.flip",
+        bijector.check_round_trip, ("AffineCoupling odd flipped",)),
+    "coupling ignores its context": Mutant(
+        coupling._AffineTransform, "_scale_shift", "self.context)", "self.context * 0)",
+        bijector.check_context_changes_the_map, ("AffineCoupling",)),
+    # tractable
+    "density without its Jacobian": Mutant(
+        linear._DiagonalTransform, "inverse_and_ladj", "-self.log_scale.sum(-1)", "0 * self.log_scale.sum(-1)",
+        tractable.check_total_is_one, ("Flow",)),
+    "wrong constant of the normal": Mutant(
+        normal.StandardNormalDistribution, "log_prob", "constant - 0.5 * squares", "constant - squares",
+        tractable.check_total_is_one, ("StandardNormal",)),
+    "wrong scale in sampling": Mutant(
+        conditionals.GaussianMixtureConditional, "sample", ".exp() * noise", ".exp() * 1.2 * noise",
+        tractable.check_samples_have_the_density, ("MADE mixture",)),
+    "wrong component in sampling": Mutant(
+        conditionals.GaussianMixtureConditional, "sample", "(logits + gumbel)", "logits",
+        tractable.check_samples_have_the_density, ("MADE mixture",)),
+    "samples by another flow": Mutant(
+        flow.FlowDistribution, "sample", "self.transforms:", "self.transforms[1:]:",
+        tractable.check_samples_have_the_density, ("RealNVP",)),
+    "mixture of orders without - log M": Mutant(
+        autoregressive.MixtureOfOrders, "log_prob", "- math.log(len(self.members))", "",
+        tractable.check_total_is_one, ("MADE masks",)),
+    "one order in sampling": Mutant(
+        autoregressive.MixtureOfOrders, "sample", "torch.randint(len(self.members)", "torch.randint(1",
+        tractable.check_samples_have_the_density, ("MADE masks",)),
+    "leaking mask, seen by autodiff": Mutant(
+        masked.MaskedMLP, "_make_masks", "last > ", "last >= ",
+        tractable.check_autoregressive, ("MADE deep",)),
+    "leaking mask, seen by the total": Mutant(
+        masked.MaskedMLP, "_make_masks", "last > ", "last >= ",
+        tractable.check_total_is_one, ("MADE",)),
+    "incremental pass misses a unit": Mutant(
+        masked.IncrementalPass, "parameters", "seen = self.ends[-1][i]", "seen = max(self.ends[-1][i] - 1, 0)",
+        tractable.check_incremental_pass, ("MADE",)),
+    "stale memory": Mutant(
+        flow.FlowDistribution, "_stamp", "return _steps() + y._version + sum(", "return 0 * sum(",
+        tractable.check_memory_ends_with_a_change, ("RealNVP",)),
+    "memory cut from the graph": Mutant(
+        flow.FlowDistribution, "rsample", "(y, log_prob,", "(y, log_prob.detach().requires_grad_(),",
+        tractable.check_own_draw_is_scored_like_any_other, ("RealNVP",)),
+    "network ignores the context": Mutant(
+        Parametric, "condition", "self.net(context)", "self.net(0 * context)",
+        tractable.check_context_matters, ("Parametric normal",)),
+    # programs
+    "detached gradient": Mutant(
+        autoregressive.AutoregressiveDistribution, "log_prob",
+        "self.net.flat(value,", "self.net.requires_grad_(False).flat(value,",
+        model.check_gradients_reach_every_parameter, ("MADE",), RuntimeError),
+    "plate scale ignored": Mutant(
+        core, "data_plate", 'pyro.plate("data", n, subsample=torch.arange(rows), dim=-1)',
+        'pyro.plate("data", rows, dim=-1)',
+        model.check_plate_scale, ("MADE",)),
+    "contexts and draws change places": Mutant(
+        core.GenerativeModel, "sample", "flat[i : i + step]", "flat.flip(0)[i : i + step]",
+        model.check_each_context_gets_its_own_draws, ("Parametric normal",)),
+    "sampling leaves eval mode on": Mutant(
+        core, "evaluating", "m.training = mode", "pass",
+        model.check_sample_shapes, ("MADE",)),
+    "two models of one name in the store": Mutant(
+        core.GenerativeModel, "svi", "-{next(_SVI_IDS)}", "",
+        model.check_two_models_train_side_by_side, ("RealNVP",)),
+    "weak references stay on the parameters": Mutant(
+        core.GenerativeModel, "__getstate__", 'parameter.__dict__.pop("unconstrained", None)', "pass",
+        model.check_copies, ("RealNVP", False, model.use_svi), TypeError),
+    # latent
+    "wrong sign of the KL": Mutant(
+        ELBO, "_term", "-kl_divergence(", "kl_divergence(", latent.check_elbo_is_pyros, ("VAE",)),
+    "guide's density left out": Mutant(
+        ELBO, "_term", " - _weighed(guide_site, _log_prob(guide_site))", "",
+        latent.check_elbo_is_pyros, ("VAE of flows",)),
+    "particles summed, not averaged": Mutant(
+        ELBO, "loss", "(rows * self.particles)", "rows", latent.check_elbo_is_pyros, ("VAE", 7)),
+    "ELBO of the batch, not of the data": Mutant(
+        ELBO, "loss", "rows = len(x) if n is None else n", "rows = len(x)",
+        latent.check_elbo_is_pyros, ("VAE", 1, 12)),
+    "score function left out": Mutant(
+        ELBO, "loss", "if not all(", "if False and not all(", latent.check_score_function_gradient_is_unbiased),
+    "mean of logs, by Pyro": Mutant(
+        ImportanceWeighted, "loss", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        "(power * log_weights).mean(0)", latent.check_importance_weighted_is_pyros),
+    "mean of logs, by the bound": Mutant(
+        ImportanceWeighted, "loss", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        "(power * log_weights).mean(0)", latent.check_bounds_rise_to_the_likelihood),
+    "a bound without - log K": Mutant(
+        ImportanceWeighted, "loss", " - math.log(self.particles)", "", latent.check_bounds_rise_to_the_likelihood),
+    "weights without the guide": Mutant(
+        core.Latent, "log_weights", "(log_p - log_q)", "log_p", latent.check_optimal_guide_has_constant_weights),
+    "imputation accepts everything": Mutant(
+        core.Latent, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
+        latent.check_complete_of_a_linear_gaussian_model),
+    # energy
+    "Langevin without its correction": Mutant(
+        MALA, "step", "_metropolis(log_ratio, generator)", "_metropolis(0 * log_ratio, generator)",
+        energy.check_kernel_invariance, ("MALA",)),
+    "Langevin forgets the way back": Mutant(
+        MALA, "step", "(gradient + gradient_y)", "(gradient + gradient)",
+        energy.check_kernel_invariance, ("MALA",)),
+    "random walk at another temperature": Mutant(
+        RandomWalk, "step", "energy - energy_y", "0.8 * (energy - energy_y)",
+        energy.check_kernel_invariance, ("RandomWalk",)),
+    "wrong Gibbs conditional": Mutant(
+        rbm.RBMConditionals, "visible_given_hidden", "self.visible_bias", "0.8 * self.visible_bias",
+        energy.check_kernel_invariance, ("BlockGibbs",)),
+    "energy at odds with its kernel": Mutant(
+        rbm.RBM, "energy", "linear(v, self.weight) + c", "linear(v, self.weight)",
+        energy.check_samples_have_the_density),
+    "AIS starts from another normaliser": Mutant(
+        rbm._AnnealedRBM, "base_log_partition", "len(self.c)", "(len(self.c) + 1)", energy.check_log_partition),
+    "no negatives in the gradient": Mutant(
+        unnormalised.Unnormalised, "log_prob", "(missing - missing.detach())", "0 * missing",
+        energy.check_training_gradient),
+    "negatives with the wrong sign": Mutant(
+        unnormalised.Unnormalised, "log_prob", "+ (missing", "- (missing", energy.check_training_gradient),
+    "contrastive divergence with data only": Mutant(
+        ContrastiveDivergence, "loss", "model.energy(negatives, context).mean()", "model.energy(x, context).mean()",
+        model.check_objective, ("ContrastiveDivergence",)),
+    # implicit
+    "a fake called real": Mutant(
+        Minimax, "value", "F.logsigmoid(-fake)", "F.logsigmoid(fake)",
+        implicit.check_the_game_measures_jensen_shannon),
+    "generator that goes the critic's way": Mutant(
+        GAN, "generate", "self.generator(", "0.3 * self.generator(", implicit.check_the_game_measures_jensen_shannon),
+    "critic's loss moves the generator": Mutant(
+        Adversarial, "forward", "with torch.no_grad():", "with torch.enable_grad():",
+        implicit.check_the_critic_moves_first),
+}  # fmt: skip
+
+# Those whose check uses pyro.infer.SVI, which fills Pyro's store.
+MARKED = [
+    pytest.param(name, marks=pytest.mark.pyro_store if m.owner is core.GenerativeModel else ())
+    for name, m in MUTANTS.items()
+]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_mutant_is_caught(name, monkeypatch):
+    mutant = MUTANTS[name]
+    mutant.check(*mutant.arguments)
+    mutant.plant(monkeypatch)
+    with pytest.raises(mutant.caught_by):
+        mutant.check(*mutant.arguments)
+
+
+def test_a_false_claim_is_caught(monkeypatch):
+    bijector.check_claims("AffineCoupling")
+    monkeypatch.setattr(AffineCoupling, "volume_preserving", True)
+    with pytest.raises(AssertionError):
+        bijector.check_claims("AffineCoupling")
+
+
+def test_a_missing_claim_is_caught(monkeypatch):
+    monkeypatch.setattr(linear.Affine, "triangular", False)
+    with pytest.raises(AssertionError):
+        bijector.check_claims("Affine")
+
+
+def test_an_eager_objective_is_caught(monkeypatch):
+    forward = Adversarial.forward
+    monkeypatch.setattr(Adversarial, "forward", lambda *a, **k: iter(list(forward(*a, **k))))
+    with pytest.raises(AssertionError):
+        implicit.check_the_critic_moves_first()
+
+
+def test_a_cache_that_outlives_a_change_is_caught(monkeypatch):
+    """Pyro's own way (trap 1): the last pair of tensors is remembered by identity."""
+    original, memory = coupling._AffineTransform.call_and_ladj, {}
+
+    def cached(self, x):
+        return memory.setdefault(id(x), original(self, x))
+
+    monkeypatch.setattr(coupling._AffineTransform, "call_and_ladj", cached)
+    with pytest.raises(AssertionError):
+        bijector.check_nothing_goes_stale("AffineCoupling")
