@@ -29,6 +29,7 @@ class Member:
         data: the values it models: "binary", "real" (continuous), or "any".
         defaults: values for arguments of the factory that have no default of their own.
         objective: what makes its objective from plain numbers (and the model, where it asks for one).
+        prepare: method of the model that takes the training rows (N, *event) before the first step.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Member:
     data: str = "any"
     defaults: tuple[tuple[str, Any], ...] = ()
     objective: str = ""
+    prepare: str = ""
 
     def build(self) -> Callable[..., Any]:
         """The callable behind ``factory``.
@@ -72,7 +74,7 @@ MEMBERS = (
            objective="pyrodgm.objectives.ELBO"),
     Member("RBM", "pyrodgm.energy.RBM", "energy", 2002, "Hinton, Neural Computation 14(8)",
            "restricted Boltzmann machine, block Gibbs and contrastive divergence", "pyrodgm.energy.RBM", "binary",
-           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence"),
+           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence", "set_visible_bias"),
     Member("GAN", "pyrodgm.implicit.GAN", "implicit", 2014, "Goodfellow et al., arXiv:1406.2661",
            "generator against a critic; samples only", "pyrodgm.implicit.GAN.mlp",
            objective="pyrodgm.objectives.Adversarial.mlp"),

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodgm import cli
-from pyrodgm.cli import main
+from pyrodgm.cli import demo, main
 from pyrodgm.members import MEMBERS
-from pyrodgm.runs import fit_command, load_run, read_config
+from pyrodgm.runs import fit_command, load_run, read_config, train
 
 QUICK = ["--steps", "2", "--progress", "false"]
 
@@ -128,9 +127,12 @@ def test_compare_sorts_by_likelihood(made: Path, tmp_path: Path, capsys: pytest.
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ("MADE", "digits_binary", {"hidden": [8]}, {}), ("RealNVP", "digits_dequantized", {"layers": 2}, {})
-    monkeypatch.setattr(cli, "_DEMO", small)
+    monkeypatch.setattr(demo, "_MODELS", small)
     words = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--progress", "false"]
     assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "1/2 MADE on digits_binary\n" in shown.err
+    assert shown.out.splitlines()[-1].endswith(str(tmp_path / "demo" / "index.html"))
     page = (tmp_path / "demo" / "index.html").read_text()
     assert "bits/dim" in page
     assert page.count("<h2>") == 2
@@ -172,6 +174,22 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture
         (["fit", "MADE", "digits", "--out", "x", "--hiden", "3"], "did you mean --hidden?"),
         (["fit", "MADE", "digits", "--out", "x", "--hidden", "wide"], "int"),
         (["fit", "MADE", "digits", "--out", "x", "--lr", "fast"], "float"),
+        (["fit", "MADE", "digits", "--out", "x", "--epochs", "1", "--steps", "1"], "epochs or steps"),
+        (["fit", "MADE", "digits", "--out", "x", "--epochs", "0"], "epochs as a whole number >= 1"),
+        (["fit", "MADE", "digits", "--out", "x", "--batch_size", "0"], "batch_size"),
+        (["fit", "MADE", "digits", "--out", "x", "--lr", "0"], "lr > 0"),
+        (["fit", "MADE", "digits", "--out", "x", "--clip", "-1"], "clip > 0"),
+        (["fit", "MADE", "digits", "--out", "x", "--seed", "-1"], "seed >= 0"),
+        (["fit", "MADE", "digits", "--out", "x", "--device", "gpu"], 'device "auto"'),
+        (["fit", "MADE", "digits", "--out", "x", "--devices", "0"], "devices"),
+        (["fit", "MADE", "digits", "--out", "x", "--precision", "12"], "recision"),
+        (["fit", "MADE", "digits", "--out", "x", "--strategy", "none"], "strategy"),
+        (["fit", "MADE", "digits", "--out", "x", "--hidden", "0"], "hidden"),
+        (["fit", "RBM", "digits_binary", "--out", "x", "--objective.k", "0"], "k >= 1"),
+        (
+            ["fit", "RBM", "digits_binary", "--out", "x", "--labels", "true", "--objective.persistent", "true"],
+            "persistent=False",
+        ),
         (["fit", "Flow", "digits", "--out", "x"], "in Python"),
         (["fit", "RBM", "wine", "--out", "x"], "binary"),
         (["fit", "RealNVP", "digits_binary", "--out", "x"], "digits_dequantized"),
@@ -201,10 +219,29 @@ def test_wrong_data_for_a_run(made: Path, moons: Path, tmp_path: Path, capsys: p
     assert "labels" in one_line(capsys)
     assert main(["evaluate", str(made), "--part", "dev"]) == 2
     assert "train, valid or test" in one_line(capsys)
+    for count in ("rows", "particles"):
+        assert main(["evaluate", str(made), f"--{count}", "0"]) == 2
+        assert f"{count} of at least 1" in one_line(capsys)
     assert main(["sample", str(made), "--label", "1", "--out", str(tmp_path / "s.npy")]) == 2
     assert "--labels true" in one_line(capsys)
     assert main(["sample", str(moons), "--label", "7", "--out", str(tmp_path / "s.npy")]) == 2
     assert "expected one of 0, 1" in one_line(capsys)
+
+
+def test_a_wrong_argument_leaves_an_old_run_alone(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made / "model.pt").read_bytes()
+    words = ["fit", "MADE", "digits_binary", "--out", str(made), "--overwrite"]
+    assert main([*words, "--epochs", "1", "--steps", "1"]) == 2
+    assert main([*words, "--device", "gpu"]) == 2
+    assert (made / "model.pt").read_bytes() == before
+    capsys.readouterr()
+
+
+def test_the_visible_biases_of_an_rbm_start_at_the_frequencies(tmp_path: Path) -> None:
+    run = train("RBM", "digits_binary", tmp_path / "r", steps=1, progress=False, arguments={"hidden": 4})
+    x = run.data().train
+    p = (x.sum(0) + 1) / (len(x) + 2)
+    torch.testing.assert_close(run.model.visible_bias, p.logit(), atol=0.05, rtol=0)  # one step of training
 
 
 def test_a_failed_run_is_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

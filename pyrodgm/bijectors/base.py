@@ -147,6 +147,7 @@ class Inverse(Bijector):
     """A bijector run the other way; the parameters are the wrapped one's.
 
     Example:
+        >>> import torch
         >>> from pyrodgm.bijectors import AffineCoupling
         >>> layer = AffineCoupling(4)
         >>> x = torch.randn(3, 4)

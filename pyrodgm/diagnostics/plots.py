@@ -23,7 +23,8 @@ __all__ = ["curves", "density_2d", "image_grid", "png", "real_and_samples", "sav
 REAL, MODEL, INK, FAINT = "#4a5568", "#c2562d", "#2d3748", "#d9dee5"
 _CYCLE = (MODEL, "#2b6c8f", "#6b8e4e", "#8a5a9e")
 _POINTS = 2000
-_OF_THE_LOSS = ("loss", "negative log-likelihood", "negative bound")
+_WIDE = 7.6  # inches of a figure that fills a page
+OF_THE_LOSS = ("loss", "negative log-likelihood", "negative bound")
 
 
 def image_grid(
@@ -44,7 +45,7 @@ def image_grid(
     panels = x if isinstance(x, Mapping) else {"": x}
     tiles = {name: _tiles(value, image_shape, columns, rows) for name, value in panels.items()}
     tall, wide = next(iter(tiles.values())).shape[:2]
-    width = 3.6 if len(tiles) > 1 else 4.6
+    width = _WIDE / 2 if len(tiles) > 1 else 4.6
     heading = 0.25 * any(tiles) + 0.3 * bool(title)
     figure = _figure(width * len(tiles), width * tall / wide + heading)
     for i, (name, tile) in enumerate(tiles.items()):
@@ -61,7 +62,7 @@ def curves(
 ) -> Figure:
     """Each player's loss and the held-out score against the epoch.
 
-    The score shares the axes of the loss where both measure the same, else it has its own.
+    The score shares the axes of the loss where both measure the same, else it has its own; the best is marked.
 
     Args:
         history: of a :class:`pyrodgm.Fit`: dicts with "epoch", one loss a player, maybe "held_out".
@@ -75,20 +76,20 @@ def curves(
     skip = {"epoch", "step", "seconds", "held_out", "lr"}
     players = list(dict.fromkeys(k for row in history for k, v in row.items() if k not in skip and _is_number(v)))
     scored = any(_is_number(row.get("held_out")) for row in history)
-    shared = scored and len(players) == 1 and held_out_name in _OF_THE_LOSS
+    shared = scored and len(players) == 1 and held_out_name in OF_THE_LOSS
     panels = 2 if scored and not shared else 1
-    figure = _figure(4.6 * panels, 3.1)
+    figure = _figure(_WIDE, 2.9)
     axes = figure.add_subplot(1, panels, 1)
     for i, player in enumerate(players):
-        name = "training" if player == "model" else player
+        name = "training" if player in ("loss", "model") else player
         _line(axes, history, player, name, _CYCLE[i % len(_CYCLE)])
     if scored:
         score = axes if shared else figure.add_subplot(1, panels, 2)
         best = _line(score, history, "held_out", "held out" if shared else held_out_name, REAL)
-        score.plot(*best, "o", color=REAL, markersize=5, label=f"best, epoch {best[0]:g}: {best[1]:.4g}")
+        score.plot(*best, "o", color=REAL, markersize=5, label=f"best: {best[1]:.4g}, epoch {best[0]:g}")
         if not shared:
             _axes(score, "epoch", held_out_name)
-    _axes(axes, "epoch", f"loss ({unit})")
+    _axes(axes, "epoch", f"{held_out_name if shared else 'loss'} ({unit})")
     for each in figure.axes:
         each.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="lower left", bbox_to_anchor=(0, 1),
                     handlelength=1.2, columnspacing=1.0, borderaxespad=0.2)
@@ -110,11 +111,12 @@ def scatter(real: Tensor, samples: Tensor, title: str = "", names: Sequence[str]
     features = real.shape[1]
     label = [names[d] if d < len(names) else f"$x_{{{d + 1}}}$" for d in range(features)]
     if features == 2:
-        figure = _figure(7.2, 3.9)
         low, high = _limits(real)
+        tall = (high[1] - low[1]) / (high[0] - low[0])
+        figure = _figure(_WIDE, min(max(0.42 * _WIDE * tall, 1.5), 4.0) + 0.8)  # no margins beside equal axes
         for i, (name, x, colour) in enumerate((("real", real, REAL), ("samples", samples, MODEL))):
             axes = figure.add_subplot(1, 2, i + 1)
-            axes.plot(x[:, 0], x[:, 1], ".", markersize=2.5, alpha=0.5, color=colour, markeredgewidth=0)
+            axes.plot(x[:, 0], x[:, 1], ".", markersize=_dot(x), alpha=0.6, color=colour, markeredgewidth=0)
             axes.set_title(name, color=colour, fontsize=10)
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
             _axes(axes, label[0], label[1])
@@ -253,25 +255,32 @@ def _line(
 def _pairs(figure: Figure, real: Tensor, samples: Tensor, label: Sequence[str]) -> None:
     shown = len(label)
     low, high = _limits(real)
+    bins = max(8, min(30, round(2 * len(real) ** (1 / 3))))
     for i in range(shown):
         for j in range(i + 1):
             axes = figure.add_subplot(shown, shown, i * shown + j + 1)
             if i == j:
                 for x, colour, name in ((real, REAL, "real"), (samples, MODEL, "samples")):
                     axes.hist(
-                        x[:, i].clamp(low[i], high[i]).numpy(), bins=30, range=(low[i], high[i]), density=True,
+                        x[:, i].clamp(low[i], high[i]).numpy(), bins=bins, range=(low[i], high[i]), density=True,
                         histtype="stepfilled", alpha=0.45, color=colour, label=name,
                     )  # fmt: skip
                 axes.set_yticks([])
                 if i == 0:
-                    axes.legend(frameon=False, fontsize=7, labelcolor=INK)
+                    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", frameon=False,
+                                  fontsize=9, labelcolor=INK, ncols=2)
             else:
-                axes.plot(real[:, j], real[:, i], ".", markersize=2, alpha=0.4, color=REAL, markeredgewidth=0)
-                axes.plot(samples[:, j], samples[:, i], ".", markersize=2, alpha=0.4, color=MODEL, markeredgewidth=0)
+                for x, colour in ((samples, MODEL), (real, REAL)):  # real rows are often fewer: on top
+                    axes.plot(x[:, j], x[:, i], ".", markersize=_dot(x), alpha=0.5, color=colour, markeredgewidth=0)
                 axes.set_ylim(low[i], high[i])
             axes.set_xlim(low[j], high[j])
             left = label[i] if j == 0 and i else "density" if shown == 1 else ""
             _axes(axes, label[j] if i == shown - 1 else "", left)
+
+
+def _dot(x: Tensor) -> float:
+    """Few points are drawn larger than many."""
+    return max(2.5, min(7.0, 80 / math.sqrt(len(x))))
 
 
 def _limits(x: Tensor) -> tuple[list[float], list[float]]:

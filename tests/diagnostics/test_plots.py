@@ -41,7 +41,7 @@ def test_curves_share_axes_only_where_the_score_is_the_loss(name: str, panels: i
     history = [{"epoch": e, "step": e, "seconds": e, "model": 3.0 / e, "held_out": 3.5 / e} for e in (1, 2, 3)]
     figure = curves(history, held_out_name=name)
     assert len(figure.axes) == panels
-    assert figure.axes[0].get_ylabel() == "loss (nats/datum)"
+    assert figure.axes[0].get_ylabel() == f"{name if panels == 1 else 'loss'} (nats/datum)"
     assert figure.axes[-1].lines[-1].get_xdata()[0] == 3  # the best epoch
 
 

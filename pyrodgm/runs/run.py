@@ -1,0 +1,151 @@
+"""A run: what a folder holds, as a model that can be sampled and scored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrodgm.core import Energy, GenerativeModel
+from pyrodgm.data import DataSet, bits_per_dim, load
+from pyrodgm.evaluation import LogLikelihood, log_likelihood
+from pyrodgm.runs.config import build_model, fit_command
+from pyrodgm.runs.folder import read_config, read_history, read_metrics
+
+__all__ = ["Run", "evaluate", "load_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with what it was trained on.
+
+    Attributes:
+        path: the folder.
+        config: what ``config.json`` holds.
+        model: built from the config, with the stored state.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    model: GenerativeModel
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        return read_metrics(self.path)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The epochs of ``metrics.csv``."""
+        return read_history(self.path)
+
+    def data(self) -> DataSet:
+        """The data set, loaded again."""
+        return load(self.config["data"], self.config["data_seed"])
+
+    def context(self, rows: int, label: str | None = None) -> Tensor | None:
+        """One-hot contexts (rows, classes) for a conditional model: one label, or all in turn; else None.
+
+        Raises: ValueError for a label that the data does not have.
+        """
+        classes = self.config["shape"]["classes"]
+        if not self.config["labels"]:
+            if label is not None:
+                raise ValueError(f"{self.path} was trained without labels; fit it with --labels true")
+            return None
+        if label is not None and label not in classes:
+            raise ValueError(f"unknown label {label!r}: expected one of {', '.join(classes)}")
+        which = torch.arange(rows) % len(classes) if label is None else torch.full((rows,), classes.index(label))
+        return torch.nn.functional.one_hot(which, len(classes)).float()
+
+    def sample(self, n: int, label: str | None = None, seed: int = 0) -> Tensor:
+        """``n`` samples, (n, *event), a function of the seed."""
+        context = self.context(n, label)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.model.sample(n) if context is None else self.model.sample(context=context)
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a folder: the model built from its config, with the stored state.
+
+    Raises: ValueError if the folder is not a run, or was never trained to an end.
+    """
+    path = Path(path)
+    config = read_config(path)
+    if not (path / "model.pt").exists():
+        raise ValueError(f"{path} is unfinished (no model.pt); resume it by {fit_command(config, path)}")
+    model = build_model(config)
+    model.load_state_dict(torch.load(path / "model.pt", weights_only=True, map_location="cpu"))
+    return Run(path, config, model.eval())
+
+
+def evaluate(
+    run: Run, data: DataSet | str | None = None, part: str = "test", rows: int | None = None, particles: int = 500
+) -> dict[str, Any]:
+    """The held-out log-likelihood of a run, in nats for each datum, with its kind and standard error.
+
+    Args:
+        run: what :func:`load_run` gives.
+        data: other data of the same shape; default the run's own.
+        part: "train", "valid" or "test".
+        rows: only the first so many.
+        particles: importance samples a datum, where the kind is a bound.
+    Raises: ValueError if the data has another shape or kind, or a count is below 1.
+    """
+    for name, count in (("rows", rows), ("particles", particles)):
+        if count is not None and count < 1:
+            raise ValueError(f"expected {name} of at least 1, got {count}")
+    source = run.data() if data is None else load(data) if isinstance(data, str) else data
+    _check_data(run, source)
+    x = source.part(part)[:rows].reshape(-1, *run.model.event_shape)
+    context = source.context(part)[:rows] if run.config["labels"] else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.config["seed"])
+        if context is not None and isinstance(run.model, Energy):
+            found = _by_label(run.model, x, context)
+        else:
+            found = log_likelihood(run.model, x, context, particles=particles)
+    value, error = (v if math.isfinite(v) else None for v in (float(found.value), float(found.standard_error)))
+    bits = None
+    if source.levels is not None and value is not None:
+        bits = bits_per_dim(value, math.prod(source.event_shape), source.levels)
+    return {
+        "value": value, "standard_error": error, "kind": found.kind, "unit": "nats/datum", "bits_per_dim": bits,
+        "data": source.name, "part": part, "rows": len(x),
+    }  # fmt: skip
+
+
+def _check_data(run: Run, data: DataSet) -> None:
+    shape = run.config["shape"]
+    if math.prod(data.event_shape) != math.prod(shape["event_shape"]):
+        raise ValueError(f"{data.name} has rows of shape {data.event_shape}, {run.path} was trained on "
+                         f"{tuple(shape['event_shape'])}; evaluate it on data of that shape")
+    if shape["binary"] != data.binary and run.model.family != "implicit":
+        kinds = ("real-valued", "binary")
+        raise ValueError(f"{data.name} is {kinds[data.binary]}, {run.path} was trained on {kinds[shape['binary']]} "
+                         "data; evaluate it on data of that kind")
+    if run.config["labels"] and data.classes != tuple(shape["classes"]):
+        raise ValueError(f"{run.path} needs the labels {', '.join(shape['classes'])}, and {data.name} has "
+                         f"{', '.join(data.classes) or 'none'}; evaluate it on data with those labels")
+
+
+def _by_label(model: Energy, x: Tensor, context: Tensor) -> LogLikelihood:
+    """The log-likelihood of an energy model given labels: every label has a log Z of its own."""
+    rows, variance, kind = [], 0.0, "exact"
+    for one in torch.unique(context, dim=0):
+        mine = x[(context == one).all(-1)]
+        try:
+            log_z, error = model.log_partition("exact", context=one)
+        except ValueError:
+            log_z, error = model.log_partition("ais", context=one)
+            kind = "AIS estimate"
+        with torch.no_grad():
+            rows.append(-model.energy(mine, one.expand(len(mine), -1)).double() - log_z.double())
+        variance += (float(error) * len(mine) / len(x)) ** 2
+    each = torch.cat(rows)
+    return LogLikelihood(float(each.mean()), math.sqrt(float(each.var()) / len(each) + variance), kind)
