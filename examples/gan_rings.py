@@ -29,9 +29,7 @@ pyrodgm.fit(
 # Evaluate: an implicit model has no likelihood, so samples are compared with data.
 after = energy_distance(ring.test, gan.sample(len(ring.test)))
 floor = energy_distance(ring.test, ring.valid)
-print(
-    f"energy distance to the test part: {before:.4f} before, {after:.4f} after; two parts of the data {floor:.4f}"
-)
+print(f"energy distance to the test part: {before:.4f} before, {after:.4f} after; two parts of the data {floor:.4f}")
 
 # A picture: data beside samples.
 scatter(ring.test, gan.sample(len(ring.test))).savefig(arguments.picture, dpi=150)

@@ -29,6 +29,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.conditional import ConditionalDistribution
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -41,6 +43,7 @@ __all__ = [
     "Tractable",
     "data_plate",
     "evaluating",
+    "expand_to",
     "join_context",
     "sample_sites",
 ]
@@ -70,6 +73,15 @@ def join_context(x: Tensor, context: Tensor | None) -> Tensor:
     return torch.cat((x.expand(*lead, -1), context.expand(*lead, -1)), -1)
 
 
+class _DataPlate(pyro.plate):
+    """``pyro.plate`` that leaves alone the distributions that have its shape already."""
+
+    def _process_message(self, msg: Any) -> None:
+        SubsampleMessenger._process_message(self, msg)
+        if getattr(msg["fn"], "batch_shape", None) != (self.subsample_size,):
+            BroadcastMessenger._pyro_sample(msg)
+
+
 def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.plate:
     """The plate "data" of a program: the rows at hand, scaled to the ``n`` rows that they stand for.
 
@@ -79,12 +91,19 @@ def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.
     if x is not None and context is not None and len(x) != len(context):
         raise ValueError(f"expected one context row for each row of x, got {len(context)} for {len(x)}")
     if n is None or n == rows:
-        return pyro.plate("data", rows, dim=-1)
+        return _DataPlate("data", rows, dim=-1)
     if x is None:
         raise ValueError(f"expected n=None or n={rows} (the rows of context), got n={n}; repeat the context instead")
     if n < rows:
         raise ValueError(f"expected n >= {rows}, the rows of x; n is the size of the whole data set, got {n}")
-    return pyro.plate("data", n, subsample=torch.arange(rows), dim=-1)
+    return _DataPlate("data", n, subsample=torch.arange(rows), dim=-1)
+
+
+def expand_to(values: Tensor, batch_shape: torch.Size) -> Tensor:
+    """values broadcast with ``batch_shape``; free where they have that shape, as they mostly do."""
+    if not batch_shape or values.shape == batch_shape:
+        return values
+    return values.expand(torch.broadcast_shapes(values.shape, batch_shape))
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:

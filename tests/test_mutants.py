@@ -124,8 +124,8 @@ MUTANTS = {
         "self.net.flat(value,", "self.net.requires_grad_(False).flat(value,",
         model.check_gradients_reach_every_parameter, ("MADE",), RuntimeError),
     "plate scale ignored": Mutant(
-        core, "data_plate", 'pyro.plate("data", n, subsample=torch.arange(rows), dim=-1)',
-        'pyro.plate("data", rows, dim=-1)',
+        core, "data_plate", '_DataPlate("data", n, subsample=torch.arange(rows), dim=-1)',
+        '_DataPlate("data", rows, dim=-1)',
         model.check_plate_scale, ("MADE",)),
     "contexts and draws change places": Mutant(
         core.GenerativeModel, "sample", "flat[i : i + step]", "flat.flip(0)[i : i + step]",
@@ -143,7 +143,7 @@ MUTANTS = {
     "wrong sign of the KL": Mutant(
         ELBO, "_term", "-kl_divergence(", "kl_divergence(", latent.check_elbo_is_pyros, ("VAE",)),
     "guide's density left out": Mutant(
-        ELBO, "_term", " - _weighed(guide_site, _log_prob(guide_site))", "",
+        ELBO, "_term", " - _total(guide_site, _log_prob(guide_site))", "",
         latent.check_elbo_is_pyros, ("VAE of flows",)),
     "particles summed, not averaged": Mutant(
         ELBO, "loss", "(rows * self.particles)", "rows", latent.check_elbo_is_pyros, ("VAE", 7)),

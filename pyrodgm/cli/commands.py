@@ -25,8 +25,10 @@ def models(words: list[str]) -> None:
 def data(words: list[str]) -> None:
     parse(make_parser("data", "List the built-in data sets and the files that can be read."), words)
     print_table([*data_sets().items()])
-    print("\nor a path: .npz .npy .csv .parquet .txt or a folder of pictures, and :binary, :dequantized,\n"
-          ":standardised or :28x28 after it, as in mnist.npz:binary:28x28")
+    print(
+        "\nor a path: .npz .npy .csv .parquet .txt or a folder of pictures, and :binary, :dequantized,\n"
+        ":standardised or :28x28 after it, as in mnist.npz:binary:28x28"
+    )
 
 
 def fit(words: list[str]) -> None:

@@ -53,8 +53,10 @@ def load_file(path: str | Path, seed: int = 0) -> DataSet:
     if path.is_dir():
         return _pictures(path, seed)
     if ending.lower() not in readers:
-        raise ValueError(f"{path}: expected one of {', '.join(readers)} or a folder of pictures, "
-                         f"got {ending or 'no ending'!r}; save the rows by numpy.save")
+        raise ValueError(
+            f"{path}: expected one of {', '.join(readers)} or a folder of pictures, "
+            f"got {ending or 'no ending'!r}; save the rows by numpy.save"
+        )
     return readers[ending.lower()](path, seed)
 
 
@@ -95,8 +97,9 @@ def _npz(path: Path, seed: int) -> DataSet:
     if len(arrays) == 1:
         key = next(iter(arrays))
         return _one(path, rows(key), None, seed)  # type: ignore[arg-type]
-    raise ValueError(f"{path}: expected one array, x (and y), or train, valid, test; "
-                     f"got {', '.join(arrays) or 'none'}; rename them")
+    raise ValueError(
+        f"{path}: expected one array, x (and y), or train, valid, test; got {', '.join(arrays) or 'none'}; rename them"
+    )
 
 
 def _table(path: Path, seed: int) -> DataSet:
@@ -116,8 +119,10 @@ def _table(path: Path, seed: int) -> DataSet:
     names = None if label is None else table.pop(label)
     for column in table.columns:
         if not pd.api.types.is_numeric_dtype(table[column]) and not pd.api.types.is_bool_dtype(table[column]):
-            raise ValueError(f"{path}: column {str(column)!r} holds text such as {table[column].iloc[0]!r}; drop it, "
-                             "write it as numbers, or name it 'label'")
+            raise ValueError(
+                f"{path}: column {str(column)!r} holds text such as {table[column].iloc[0]!r}; drop it, "
+                "write it as numbers, or name it 'label'"
+            )
     x = table.to_numpy(dtype=np.float64, na_value=np.nan)
     return _one(path, x, None if names is None else names.astype(str).to_numpy(), seed, list(map(str, table.columns)))
 
@@ -129,8 +134,9 @@ def _pictures(path: Path, seed: int) -> DataSet:
         raise ImportError('reading pictures needs pillow: pip install "pyrodgm[data]"') from error
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _PICTURES)
     if not files:
-        raise ValueError(f"{path}: no pictures ({', '.join(sorted(_PICTURES))}) in this folder; "
-                         "give the folder that holds them")
+        raise ValueError(
+            f"{path}: no pictures ({', '.join(sorted(_PICTURES))}) in this folder; give the folder that holds them"
+        )
     grey, arrays = True, []
     for file in files:
         try:
@@ -141,8 +147,10 @@ def _pictures(path: Path, seed: int) -> DataSet:
             raise _told(file, error) from None
         if arrays[-1].shape != arrays[0].shape:
             got, first = arrays[-1].shape, arrays[0].shape
-            raise ValueError(f"{file}: {got[1]}x{got[0]} pixels where {files[0].name} has {first[1]}x{first[0]}; "
-                             "resize the pictures to one size")
+            raise ValueError(
+                f"{file}: {got[1]}x{got[0]} pixels where {files[0].name} has {first[1]}x{first[0]}; "
+                "resize the pictures to one size"
+            )
     stack = np.stack(arrays)  # (rows, H, W, 3)
     x = stack[..., 0] if grey else stack.transpose(0, 3, 1, 2)
     nested = all(file.parent != path for file in files)
@@ -161,8 +169,9 @@ def _text(path: Path, seed: int) -> DataSet:
     if len(text) < 3 * _WINDOW:
         raise ValueError(f"{path}: expected at least {3 * _WINDOW} characters, got {len(text)}; use a longer text")
     if len(characters) > 256:
-        raise ValueError(f"{path}: {len(characters)} different characters, more than 256; "
-                         "write it in fewer, as by lower()")
+        raise ValueError(
+            f"{path}: {len(characters)} different characters, more than 256; write it in fewer, as by lower()"
+        )
     where = {c: i for i, c in enumerate(characters)}
     ids = torch.tensor([where[c] for c in text[: len(text) // _WINDOW * _WINDOW]]).reshape(-1, _WINDOW)
     x = torch.nn.functional.one_hot(ids, len(characters)).flatten(1)  # (rows, window * characters)
@@ -218,16 +227,19 @@ def _refuse(path: Path, part: str, x: np.ndarray[Any, Any], names: list[str] | N
     if x.dtype.kind not in "biuf":
         raise ValueError(f"{path}: expected numbers, got {x.dtype}; convert them by astype(float)")
     if x.ndim < 2:
-        raise ValueError(f"{path}: expected rows of features, got an array of shape {x.shape}; "
-                         "use x[:, None] for one feature")
+        raise ValueError(
+            f"{path}: expected rows of features, got an array of shape {x.shape}; use x[:, None] for one feature"
+        )
     if x.dtype.kind == "f":
         bad = ~np.isfinite(x.reshape(len(x), -1))
         rows = np.flatnonzero(bad.any(1))
         if len(rows):
             column = int(np.flatnonzero(bad[rows[0]])[0])
             name = f"column {names[column]!r}" if names else f"feature {column}"
-            raise ValueError(f"{path}: row {rows[0]}{part} is NaN or infinite in {name} ({len(rows)} such rows); "
-                             "drop these rows or fill them in")
+            raise ValueError(
+                f"{path}: row {rows[0]}{part} is NaN or infinite in {name} ({len(rows)} such rows); "
+                "drop these rows or fill them in"
+            )
 
 
 def _told(path: Path, error: Exception) -> ValueError:

@@ -139,8 +139,10 @@ def _view(data: DataSet, view: str, seed: int) -> DataSet:
         return replace(data, **parts, binary=False, levels=256)
     shape = tuple(int(size) for size in view.split("x"))
     if math.prod(shape) != math.prod(data.event_shape):
-        raise ValueError(f"expected {math.prod(data.event_shape)} pixels, got {view}; "
-                         f"{data.name} has rows of shape {data.event_shape}")
+        raise ValueError(
+            f"expected {math.prod(data.event_shape)} pixels, got {view}; "
+            f"{data.name} has rows of shape {data.event_shape}"
+        )
     return replace(data, image_shape=shape)
 
 

@@ -46,8 +46,10 @@ def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None)
     """
     x = _floating(x)
     if bool(((x < 0) | (x >= levels) | (x != x.floor())).any()):
-        raise ValueError(f"expected whole numbers 0..{levels - 1}, got values in [{x.min():g}, {x.max():g}]; "
-                         "scale x to whole numbers or change levels")
+        raise ValueError(
+            f"expected whole numbers 0..{levels - 1}, got values in [{x.min():g}, {x.max():g}]; "
+            "scale x to whole numbers or change levels"
+        )
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
     top = 1 - torch.finfo(x.dtype).eps / 2  # (x + u) may round up to the next level
     y = torch.minimum((x + noise.to(x.device)) / levels, ((x + 1) / levels) * top)

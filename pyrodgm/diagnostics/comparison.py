@@ -127,7 +127,10 @@ def _pictures(rows: Sequence[_Row]) -> str:
             figures.append(figure(png(scatter(real, samples)), f"real data beside samples of {row.name}", over=about))
             continue
         if not figures:
-            figures.append(figure(png(image_grid(real, shape, *_GRID)), "real data",
-                                  over='<b class="real">real data</b> test rows'))
+            figures.append(
+                figure(
+                    png(image_grid(real, shape, *_GRID)), "real data", over='<b class="real">real data</b> test rows'
+                )
+            )
         figures.append(figure(png(image_grid(samples, shape, *_GRID)), f"samples of {row.name}", over=about))
     return "".join(figures)

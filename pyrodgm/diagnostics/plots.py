@@ -91,8 +91,17 @@ def curves(
             _axes(score, "epoch", held_out_name)
     _axes(axes, "epoch", f"{held_out_name if shared else 'loss'} ({unit})")
     for each in figure.axes:
-        each.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="lower left", bbox_to_anchor=(0, 1),
-                    handlelength=1.2, columnspacing=1.0, borderaxespad=0.2)
+        each.legend(
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+            ncols=3,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            handlelength=1.2,
+            columnspacing=1.0,
+            borderaxespad=0.2,
+        )
     _title(figure, title)
     return figure
 
@@ -239,9 +248,7 @@ def _axes(axes: Axes, x: str, y: str) -> None:
         spine.set_color("#9aa5b1")
 
 
-def _line(
-    axes: Axes, history: Sequence[Mapping[str, float]], key: str, name: str, colour: str
-) -> tuple[float, float]:
+def _line(axes: Axes, history: Sequence[Mapping[str, float]], key: str, name: str, colour: str) -> tuple[float, float]:
     points = [(row.get("epoch", i + 1), row[key]) for i, row in enumerate(history) if _is_number(row.get(key))]
     marker = "." if len(points) < 15 else ""
     axes.plot([e for e, _ in points], [v for _, v in points], marker=marker, color=colour, linewidth=1.6, label=name)
@@ -267,8 +274,14 @@ def _pairs(figure: Figure, real: Tensor, samples: Tensor, label: Sequence[str]) 
                     )  # fmt: skip
                 axes.set_yticks([])
                 if i == 0:
-                    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", frameon=False,
-                                  fontsize=9, labelcolor=INK, ncols=2)
+                    figure.legend(
+                        *axes.get_legend_handles_labels(),
+                        loc="outside upper right",
+                        frameon=False,
+                        fontsize=9,
+                        labelcolor=INK,
+                        ncols=2,
+                    )
             else:
                 for x, colour in ((samples, MODEL), (real, REAL)):  # real rows are often fewer: on top
                     axes.plot(x[:, j], x[:, i], ".", markersize=_dot(x), alpha=0.5, color=colour, markeredgewidth=0)
@@ -295,8 +308,9 @@ def _tiles(x: Tensor, image_shape: Sequence[int], columns: int, rows: int) -> Te
     shape = (1, *image_shape) if len(image_shape) == 2 else tuple(image_shape)
     x = x.detach().cpu().float().flatten(1)
     if len(shape) != 3 or shape[0] not in (1, 3) or x.shape[1] != math.prod(shape):
-        raise ValueError(f"expected image_shape (H, W), (1, H, W) or (3, H, W) of {x.shape[1]} numbers, "
-                         f"got {tuple(image_shape)}")
+        raise ValueError(
+            f"expected image_shape (H, W), (1, H, W) or (3, H, W) of {x.shape[1]} numbers, got {tuple(image_shape)}"
+        )
     x = x[: columns * rows].clamp(0, 1).reshape(-1, *shape)
     columns = min(columns, len(x))
     rows = -(-len(x) // columns)

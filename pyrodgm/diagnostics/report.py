@@ -36,8 +36,10 @@ def write_report(run_dir: str | Path) -> Path:
     scored = "Held-out score" if metrics["held_out"]["value"] is None else "Held-out log-likelihood"
     lead = f"{which.line}. Family: {which.family}. Source: {which.source}, {which.year}."
     title = f"{config['model']} on {short(config['data'])}" + (", given labels" if config["labels"] else "")
-    call = f"from pyrodgm.runs import load_run, train\n\n{train_call(config, path)}\n" \
-           f"run = load_run({str(path)!r})  # later, without training"
+    call = (
+        f"from pyrodgm.runs import load_run, train\n\n{train_call(config, path)}\n"
+        f"run = load_run({str(path)!r})  # later, without training"
+    )
     body = f"""<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead[0].upper() + lead[1:])}</p>
 <h2>{scored}</h2>{_headline(metrics)}
 <h2>Real data and samples</h2>{pictures}

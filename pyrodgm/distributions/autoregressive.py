@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrodgm.core import expand_to
 from pyrodgm.distributions.conditionals import Conditional
 from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
 
@@ -58,11 +59,7 @@ class AutoregressiveDistribution(TorchDistribution):
             self._validate_sample(value)
         raw = self.net.flat(value, self.context, self.index).to(value.dtype)
         log_prob = self.conditional.log_prob(raw, value)
-        return (
-            log_prob
-            if not self.batch_shape
-            else log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
-        )
+        return expand_to(log_prob, self.batch_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -10,6 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal, constraints, register_kl
 
+from pyrodgm.core import expand_to
+
 __all__ = ["StandardNormalDistribution"]
 
 
@@ -62,7 +64,7 @@ class StandardNormalDistribution(TorchDistribution):
             self._validate_sample(value)
         squares = (value * value).flatten(value.dim() - len(self.event_shape)).sum(-1)
         constant = -0.5 * self.event_shape.numel() * math.log(2 * math.pi)
-        return (constant - 0.5 * squares).expand(torch.broadcast_shapes(squares.shape, self.batch_shape))
+        return expand_to(constant - 0.5 * squares, self.batch_shape)
 
     def entropy(self) -> Tensor:
         return self._like.new_full(self.batch_shape, 0.5 * self.event_shape.numel() * (1 + math.log(2 * math.pi)))
@@ -72,7 +74,8 @@ class StandardNormalDistribution(TorchDistribution):
 def _kl_normal_standard(q: Independent, p: StandardNormalDistribution) -> Tensor:
     if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
         raise NotImplementedError
-    mean, scale = q.base_dist.mean, q.base_dist.stddev
-    terms = 0.5 * (scale * scale + mean * mean - 1) - scale.log()
-    kl = terms.flatten(terms.dim() - len(p.event_shape)).sum(-1)
-    return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape))
+    mean, scale = q.base_dist.loc, q.base_dist.scale
+    first = mean.dim() - len(p.event_shape)
+    squares, logs = torch.addcmul(scale * scale, mean, mean), scale.log()
+    kl = 0.5 * (squares.flatten(first).sum(-1) - p.event_shape.numel()) - logs.flatten(first).sum(-1)
+    return expand_to(kl, p.batch_shape)

@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrodgm.core import expand_to
+
 if TYPE_CHECKING:
     from pyrodgm.core import Energy
 
@@ -71,4 +73,4 @@ class Unnormalised(TorchDistribution):
             negatives = self.model.run_kernel(rows, context, self.model.negative_steps)
             missing = self.model.energy(negatives, context).reshape(lead)
             log_prob = log_prob + (missing - missing.detach())  # adds 0 to the value, the log Z term to the gradient
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return expand_to(log_prob, self.batch_shape)

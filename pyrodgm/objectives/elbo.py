@@ -62,24 +62,27 @@ class ELBO(Objective):
         if not all(site["fn"].has_rsample for site in latents.values()):
             return self._score_function(model, x, context, n) / rows
         model_trace = self._trace(poutine.replay(model, trace=guide_trace), x, context, n)
-        total: Any = 0.0
+        sums: dict[Any, Any] = {}  # of the sites under one plate scale
         for name, site in sample_sites(model_trace).items():
-            total = total + self._term(site, latents.get(name))
+            sums[site["scale"]] = sums.get(site["scale"], 0.0) + self._term(site, latents.get(name))
         for name, site in latents.items():
             if name not in model_trace.nodes:  # an auxiliary site of the guide that the program does not have
-                total = total - _weighed(site, _log_prob(site))
-        return -total / (rows * self.particles)
+                sums[site["scale"]] = sums.get(site["scale"], 0.0) - _total(site, _log_prob(site))
+        total: Any = 0.0
+        for scale, value in sums.items():
+            total = total + value * (-scale / (rows * self.particles))
+        return total
 
     def _term(self, site: Any, guide_site: Any) -> Tensor:
         """A site's share of the bound: its log-probability, or -KL(q || p) for a latent."""
         if guide_site is None:
-            return _weighed(site, _log_prob(site))
+            return _total(site, _log_prob(site))
         if self.analytic_kl and site["mask"] is None:
             try:
-                return _weighed(site, -kl_divergence(guide_site["fn"], site["fn"]))
+                return -kl_divergence(guide_site["fn"], site["fn"]).sum()
             except NotImplementedError:
                 pass  # no closed form for this pair: take the sample's
-        return _weighed(site, _log_prob(site)) - _weighed(guide_site, _log_prob(guide_site))
+        return _total(site, _log_prob(site)) - _total(guide_site, _log_prob(guide_site))
 
     def _trace(self, program: Callable[..., Any], x: Tensor, context: Tensor | None, n: int | None) -> Any:
         particles = pyro.plate("particles", self.particles, dim=-2) if self.particles > 1 else nullcontext()
@@ -96,11 +99,8 @@ def _log_prob(site: Any) -> Tensor:
     return site["fn"].log_prob(site["value"])
 
 
-def _weighed(site: Any, term: Tensor) -> Tensor:
-    if site["mask"] is not None:
-        term = term * site["mask"]
-    total = term.sum()
-    return total if isinstance(site["scale"], float) and site["scale"] == 1.0 else total * site["scale"]
+def _total(site: Any, term: Tensor) -> Tensor:
+    return term.sum() if site["mask"] is None else (term * site["mask"]).sum()
 
 
 class PyroObjective(Objective):

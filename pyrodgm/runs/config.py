@@ -41,11 +41,15 @@ def make_config(
     if labels and data.labels is None:
         raise ValueError(f"{data.name} has no labels; leave --labels out, or use data with a label column")
     if which.data == "binary" and not data.binary:
-        raise ValueError(f"{which.name} models binary data, and {data.name} is not; "
-                         "use digits_binary, or FILE:binary to round a file's values")
+        raise ValueError(
+            f"{which.name} models binary data, and {data.name} is not; "
+            "use digits_binary, or FILE:binary to round a file's values"
+        )
     if which.data == "real" and data.binary:
-        raise ValueError(f"{which.name} is a density of continuous data, and {data.name} is binary; "
-                         "use digits_dequantized, or MADE, VAE or RBM")
+        raise ValueError(
+            f"{which.name} is a density of continuous data, and {data.name} is binary; "
+            "use digits_dequantized, or MADE, VAE or RBM"
+        )
     check_names(f"the objective of {which.name}", objective, objective_arguments(which))
     return {
         "format": 1,

@@ -149,8 +149,9 @@ def train(
         >>> run.sample(3).shape  # doctest: +SKIP
         torch.Size([3, 64])
     """
-    job = prepare(model, data, out, labels=labels, overwrite=overwrite, seed=seed, arguments=arguments,
-                  objective=objective, **fit)
+    job = prepare(
+        model, data, out, labels=labels, overwrite=overwrite, seed=seed, arguments=arguments, objective=objective, **fit
+    )
     return job.execute()
 
 
@@ -164,11 +165,14 @@ def _check_folder(out: Path, config: dict[str, Any], overwrite: bool) -> None:
         return
     metrics = read_json(out / "metrics.json")
     if metrics and metrics["stopped"] != "interrupted":
-        raise FileExistsError(f"{out} holds a finished run of {old['model']} on {old['data']}; "
-                              "use --overwrite, or another folder")
+        raise FileExistsError(
+            f"{out} holds a finished run of {old['model']} on {old['data']}; use --overwrite, or another folder"
+        )
     if old != config:
-        raise FileExistsError(f"{out} holds an unfinished run with other settings; resume it by "
-                              f"{fit_command(old, out)}, or use --overwrite")
+        raise FileExistsError(
+            f"{out} holds an unfinished run with other settings; resume it by "
+            f"{fit_command(old, out)}, or use --overwrite"
+        )
 
 
 def _metrics(result: Fit, held_out: dict[str, Any]) -> dict[str, Any]:

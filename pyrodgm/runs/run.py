@@ -123,15 +123,21 @@ def evaluate(
 def _check_data(run: Run, data: DataSet) -> None:
     shape = run.config["shape"]
     if math.prod(data.event_shape) != math.prod(shape["event_shape"]):
-        raise ValueError(f"{data.name} has rows of shape {data.event_shape}, {run.path} was trained on "
-                         f"{tuple(shape['event_shape'])}; evaluate it on data of that shape")
+        raise ValueError(
+            f"{data.name} has rows of shape {data.event_shape}, {run.path} was trained on "
+            f"{tuple(shape['event_shape'])}; evaluate it on data of that shape"
+        )
     if shape["binary"] != data.binary and run.model.family != "implicit":
         kinds = ("real-valued", "binary")
-        raise ValueError(f"{data.name} is {kinds[data.binary]}, {run.path} was trained on {kinds[shape['binary']]} "
-                         "data; evaluate it on data of that kind")
+        raise ValueError(
+            f"{data.name} is {kinds[data.binary]}, {run.path} was trained on {kinds[shape['binary']]} "
+            "data; evaluate it on data of that kind"
+        )
     if run.config["labels"] and data.classes != tuple(shape["classes"]):
-        raise ValueError(f"{run.path} needs the labels {', '.join(shape['classes'])}, and {data.name} has "
-                         f"{', '.join(data.classes) or 'none'}; evaluate it on data with those labels")
+        raise ValueError(
+            f"{run.path} needs the labels {', '.join(shape['classes'])}, and {data.name} has "
+            f"{', '.join(data.classes) or 'none'}; evaluate it on data with those labels"
+        )
 
 
 def _by_label(model: Energy, x: Tensor, context: Tensor) -> LogLikelihood:
