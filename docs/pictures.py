@@ -10,6 +10,7 @@ from pyrodgm.data import load
 from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
+from pyrodgm.objectives import Adversarial
 from pyrodgm.tractable import MADE, RealNVP
 
 torch.manual_seed(0)
@@ -17,11 +18,13 @@ digits, moons = load("digits_binary"), load("pinwheel")
 models = {
     "MADE (tractable)": (MADE(64, [300]), {"epochs": 60, "lr": 2e-3}),
     "VAE (latent)": (VAE(RealNVP(6, 4), MADE(64, [200], context=6), RealNVP(6, 4, context=64)), {"epochs": 80}),
-    "RBM (energy)": (RBM(64, 150), {"epochs": 150}),
-    "GAN (implicit)": (GAN.mlp(64, 16, [256, 256], output=torch.nn.Sigmoid()), {"epochs": 300, "lr": 5e-4}),
+    "RBM (energy)": (RBM(64, 150), {"epochs": 60}),
 }
 for model, options in models.values():
     pyrodgm.fit(model, digits.train, validate=digits.valid, batch_size=64, **options)
+gan = GAN.mlp(64, 32, [128], output=torch.nn.Sigmoid())
+pyrodgm.fit(gan, digits.train, Adversarial.mlp(gan, hidden=[128]), validate=digits.valid, epochs=200)
+models["GAN (implicit)"] = gan, {}
 flow = RealNVP(2, layers=10, hidden=[128, 128])
 pyrodgm.fit(flow, moons.train, validate=moons.valid, epochs=40, batch_size=256)
 
