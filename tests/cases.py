@@ -55,7 +55,7 @@ from pyrodgm.objectives import (
     Objective,
     PyroObjective,
 )
-from pyrodgm.tractable import MADE, Flow, GaussianMixtureConditional, Parametric, RealNVP, StandardNormal
+from pyrodgm.tractable import IAF, MADE, MAF, Flow, GaussianMixtureConditional, Parametric, RealNVP, StandardNormal
 
 C = 2  # context size of every conditional variant
 HIDDEN = [12]
@@ -70,12 +70,14 @@ class ModelCase:
         conditional: makes it with ``context=C``; None where the class has no such form.
         binary: claim: the support is {0, 1}^D with few D, so sums over it are exact.
         reparameterised: claim: draws of its distribution carry gradients.
+        sequential: scoring goes feature by feature, in an order that is read from a tensor.
     """
 
     build: Callable[[], Any]
     conditional: Callable[[], Any] | None
     binary: bool = False
     reparameterised: bool = False
+    sequential: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ MODELS: dict[str, ModelCase] = {
     "MADE masks": ModelCase(lambda: _made(hidden=[12, 12], masks=3), lambda: _made(C, masks=3), binary=True),
     "MADE mixture": ModelCase(_mixture, lambda: _mixture(C)),
     "RealNVP": ModelCase(lambda: RealNVP(2, 4, HIDDEN), lambda: RealNVP(2, 4, HIDDEN, C), reparameterised=True),
+    "MAF": ModelCase(lambda: MAF(2, 2, HIDDEN), lambda: MAF(2, 2, HIDDEN, C), reparameterised=True),
+    "IAF": ModelCase(lambda: IAF(2, 2, HIDDEN), lambda: IAF(2, 2, HIDDEN, C), reparameterised=True, sequential=True),
     "Flow": ModelCase(_flow, lambda: _flow(C), reparameterised=True),
     "Flow inverse": ModelCase(_inverse_flow, lambda: _inverse_flow(C), reparameterised=True),
     "Parametric normal": ModelCase(

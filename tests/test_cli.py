@@ -169,7 +169,7 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture
         (["fitt"], "did you mean fit?"),
         (["fit"], "required"),
         (["fit", "MADE", "digits_binary"], "required: out"),
-        (["fit", "MAD", "digits", "--out", "x"], "did you mean MADE?"),
+        (["fit", "MAD", "digits", "--out", "x"], "did you mean MADE"),
         (["fit", "MADE", "digit_binary", "--out", "x"], "did you mean digits_binary?"),
         (["fit", "MADE", "digits", "--out", "x", "--hiden", "3"], "did you mean --hidden?"),
         (["fit", "MADE", "digits", "--out", "x", "--hidden", "wide"], "int"),

@@ -317,6 +317,8 @@ def test_all_tensors_are_parameters_or_buffers(name, conditional):
     assert not stray
     meta = copy.deepcopy(model).to("meta")
     assert {t.device.type for t in (*meta.parameters(), *meta.buffers())} == {"meta"}
+    if MODELS[name].sequential:
+        return  # meta tensors have no order to read
     # A tensor left on the CPU would make an operation on meta tensors fail.
     there = x.to("meta"), None if context is None else context.to("meta")
     with pyro.validation_enabled(False):
