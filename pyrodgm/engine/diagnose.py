@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -60,10 +61,9 @@ def _first_layer(
     named = [*model.named_modules(), *((f"objective.{k}", m) for k, m in objective.named_modules() if k)]
     hooks = [m.register_forward_hook(watch(k)) for k, m in named if k]
     try:
-        for _ in objective(model, x, context, n=n):
-            pass
-    except Exception:  # the program may refuse its own nan: what was found before that is the answer
-        pass
+        # The program may refuse its own nan: what was found before that is the answer.
+        with suppress(Exception):
+            list(objective(model, x, context, n=n))
     finally:
         for hook in hooks:
             hook.remove()
