@@ -1,7 +1,27 @@
 """Plain networks that know nothing of probability."""
 
+from pyrodgm.nets.concat_squash import ConcatSquash, ConcatSquashMLP
+from pyrodgm.nets.conv import ChannelsLastConv2d, ConvNet
 from pyrodgm.nets.incremental import IncrementalSolve
 from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
 from pyrodgm.nets.mlp import MLP, MLPCritic
+from pyrodgm.nets.residual import ResidualConvNet, WeightNormConv2d
+from pyrodgm.nets.skip import SkipMLP
+from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
-__all__ = ["MLP", "IncrementalPass", "IncrementalSolve", "MLPCritic", "MaskedMLP"]
+__all__ = [
+    "MLP",
+    "ChannelsLastConv2d",
+    "ConcatSquash",
+    "ConcatSquashMLP",
+    "ConvNet",
+    "IncrementalPass",
+    "IncrementalSolve",
+    "MLPCritic",
+    "MaskedMLP",
+    "ResidualConvNet",
+    "SkipMLP",
+    "WeightNormConv2d",
+    "blocks_of",
+    "staircase_linear",
+]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
 __all__ = ["IncrementalPass", "MaskedMLP"]
 
@@ -65,8 +67,7 @@ class MaskedMLP(nn.Module):
         first = sizes[1] if hidden else outputs * features
         self.from_context = nn.Linear(context, first, bias=False) if context else None
         self.context_to_last = nn.Linear(context, outputs * features, bias=False) if context and hidden else None
-        # In place: what it changes is the fresh output of a linear map.
-        self.activation = nn.ReLU(inplace=True) if activation is nn.ReLU else activation()
+        self.activation = activation()
         self._set_degrees(hidden, order)
         self._set_masks()
 
@@ -91,9 +92,11 @@ class MaskedMLP(nn.Module):
     def _set_masks(self) -> None:
         """One set of masks is kept, as numbers: multiplying costs a third of comparing and choosing at each step."""
         masks = self._make_masks(0) if self.masks == 1 else []
-        self.kept = len(masks)
         for i, mask in enumerate(masks):
             self.register_buffer(f"mask{i}", mask, persistent=False)
+        self.kept = [f"mask{i}" for i in range(len(masks))]
+        runs = [1] * len(self.layers) + [self.outputs] * 2  # the last rows climb the stairs once for each output
+        self.blocks = [blocks_of(mask, run) for mask, run in zip(masks, runs, strict=False)]
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
@@ -120,18 +123,31 @@ class MaskedMLP(nn.Module):
 
     def flat(self, x: Tensor, context: Tensor | None = None, mask: int | Tensor = 0) -> Tensor:
         """The outputs before they are given a dimension of their own: (*B, D), (*B, C) -> (*B, P * D)."""
-        masks: Any = [self._buffers[f"mask{i}"] for i in range(self.kept)] if self.kept else self._make_masks(mask)
-        h, layers = x, cast(Iterable[Any], self.layers)
+        # A step of a small network takes as long as a hundred such lines: they ask the modules for little.
+        modules, buffers = cast(dict[str, Any], self._modules), self._buffers
+        masks: Any = [buffers[name] for name in self.kept] or self._make_masks(mask)
+        blocks, activation, h = self.blocks or [None] * len(masks), modules["activation"], x
+        if type(activation) is nn.ReLU:
+            activation = F.relu_  # what it changes is the fresh output of a linear map
+        layers = modules["layers"]._modules.values()
         for i, layer in enumerate(layers):
-            h = F.linear(h, layer.weight * masks[i], layer.bias)
-            if i == 0 and self.from_context is not None:
-                h = h + self.from_context(context)
-            h = self.activation(h)
-        out = F.linear(h, self.last.weight * masks[len(self.layers)], self.last.bias)
-        if self.direct is not None:
-            out = out + F.linear(x, self.direct.weight * masks[-1])
-        to_last = self.context_to_last if self.layers else self.from_context
-        return out if to_last is None else out + to_last(context)
+            h = _masked(layer._parameters, h, masks[i], blocks[i])
+            if i == 0 and self.context:
+                h = h + modules["from_context"](context)
+            h = activation(h)
+        last = len(layers)
+        out = _masked(modules["last"]._parameters, h, masks[last], blocks[last])
+        if "direct" in modules and modules["direct"] is not None:
+            out = out + F.linear(x, modules["direct"].weight * masks[-1])
+        if self.context:
+            out = out + modules["context_to_last" if last else "from_context"](context)
+        return out
+
+
+def _masked(parameters: dict[str, Any], h: Tensor, mask: Tensor, blocks: Any) -> Tensor:
+    if blocks is None:
+        return F.linear(h, parameters["weight"] * mask, parameters["bias"])
+    return staircase_linear(h, parameters["weight"], parameters["bias"], mask, blocks)
 
 
 class IncrementalPass:
