@@ -119,9 +119,10 @@ class Autoregressive(Bijector):
         self.net = MaskedMLP(features, self.univariate.size, hidden, context, order)
         self.features, self.context = features, context
         self.triangular = order is None or bool((torch.as_tensor(order).diff() > 0).all())
+        to_last = self.net.context_to_last if hidden else self.net.from_context
         with torch.no_grad():
-            self.net.last.weight.zero_()
-            self.net.last.bias.zero_()
+            for parameter in (*self.net.last.parameters(), *(to_last.parameters() if to_last is not None else ())):
+                parameter.zero_()
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         return _Transform(self.net, self.univariate, self.check(context))

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
@@ -75,6 +76,12 @@ class InverseTransform(BijectiveTransform):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.transform.call_and_ladj(y)
 
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.transform.inverse_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.transform.forward_shape(shape)
+
     @property
     def inv(self) -> BijectiveTransform:
         return self.transform
@@ -102,6 +109,16 @@ class ComposedTransform(BijectiveTransform):
             y, ladj = transform.inverse_and_ladj(y)
             total = total + ladj
         return y, total
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        for transform in self.transforms:
+            shape = transform.forward_shape(shape)
+        return shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        for transform in reversed(self.transforms):
+            shape = transform.inverse_shape(shape)
+        return shape
 
 
 class Bijector(ConditionalTransformModule):
@@ -133,10 +150,29 @@ class Bijector(ConditionalTransformModule):
             raise ValueError(f"expected context of shape (*, {self.context}), got {got}; pass condition(context)")
         return context
 
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """The event shape of y for that of x; most bijectors keep it."""
+        return shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        """The event shape of x for that of y."""
+        return shape
+
     @property
     def inv(self) -> Bijector:
         """The bijector that runs the other way and shares these parameters."""
         return Inverse(self)
+
+    def initialize(self, rows: Tensor, context: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+        """Set what starts from data by the rows that come in, (B, *event); returns them as they go out.
+
+        A bijector with such a start keeps a buffer ``started``, so that it happens once, in any process.
+
+        Args:
+            inverse: whether the rows come in at y.
+        """
+        transform = self.condition(context)
+        return (transform.inverse_and_ladj if inverse else transform.call_and_ladj)(rows)[0]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shorthand for ``condition(context).call_and_ladj(x)``."""
@@ -166,6 +202,15 @@ class Inverse(Bijector):
     def inv(self) -> Bijector:
         return self.bijector
 
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.bijector.inverse_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.bijector.forward_shape(shape)
+
+    def initialize(self, rows: Tensor, context: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+        return self.bijector.initialize(rows, context, inverse=not inverse)
+
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         return self.bijector.condition(context).inv
 
@@ -180,6 +225,21 @@ class Compose(Bijector):
         self.context = max((b.context for b in parts), default=0)
         self.triangular = all(b.triangular for b in parts)
         self.volume_preserving = all(b.volume_preserving for b in parts)
+
+    def initialize(self, rows: Tensor, context: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+        for bijector in reversed(self.bijectors) if inverse else self.bijectors:
+            rows = bijector.initialize(rows, context, inverse=inverse)  # type: ignore[operator]
+        return rows
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        for bijector in self.bijectors:
+            shape = bijector.forward_shape(shape)  # type: ignore[operator]
+        return shape
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        for bijector in reversed(self.bijectors):
+            shape = bijector.inverse_shape(shape)  # type: ignore[operator]
+        return shape
 
     def condition(self, context: Tensor | None = None) -> ComposedTransform:
         return ComposedTransform([b.condition(context) for b in self.bijectors])  # type: ignore[operator]

@@ -15,7 +15,7 @@ __all__ = ["LinearSpline", "QuadraticSpline", "RationalQuadraticSpline"]
 _LEAST = 1e-3  # of a bin's width and height, as parts of the interval, and of a slope
 
 
-class _Spline(Univariate):
+class BinnedSpline(Univariate):
     """What splines share: bins by softmax, the search for a bin, and the identity outside [-bound, bound].
 
     The bins lie in dimension -2, before the features, so every reduction over them runs along whole rows.
@@ -51,16 +51,17 @@ class _Spline(Univariate):
         raise NotImplementedError
 
 
-def _search(edges: Tensor, u: Tensor) -> Tensor:
+def search(edges: Tensor, u: Tensor) -> Tensor:
     """The bin of each u: right edges (*B, K, D), u (*B, D) -> (*B, 1, D)."""
     return (u.unsqueeze(-2) >= edges[..., :-1, :]).sum(-2, keepdim=True)
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """What belongs to each u's bin: values (*B, K, D), index (*B, 1, D) -> (*B, D)."""
     return values.gather(-2, index).squeeze(-2)
 
 
-class RationalQuadraticSpline(_Spline):
+class RationalQuadraticSpline(BinnedSpline):
     r"""Rational-quadratic spline with K bins; P = 3 K - 1 (widths, heights, inner slopes).
 
     .. math:: y = y_k + \frac{h_k [s_k \xi^2 + d_k \xi (1 - \xi)]}{s_k + (d_{k+1} + d_k - 2 s_k) \xi (1 - \xi)},
@@ -87,36 +88,43 @@ class RationalQuadraticSpline(_Spline):
     def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         k = self.bins
         widths, heights = self._parts(raw[..., :k, :]), self._parts(raw[..., k : 2 * k, :])
-        right, top = widths.cumsum(-2), heights.cumsum(-2)
-        index = _search(top if inverse else right, u)
-        w, h = _pick(widths, index), _pick(heights, index)
-        x0, y0 = _pick(right, index) - w, _pick(top, index) - h
         slopes = F.pad(raw[..., 2 * k :, :], (0, 0, 1, 1))  # the ends have raw slope 0, which is slope 1
-        d0, d1 = _slope(_pick(slopes, index)), _slope(_pick(slopes, index + 1))
-        s = h / w
-        bend = d1 + d0 - 2 * s
-        if inverse:
-            dy = u - y0
-            a = h * (s - d0) + dy * bend
-            b = h * d0 - dy * bend
-            c = -s * dy
-            xi = (2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
-            # One Newton step gives back the digits that b^2 - 4ac has cancelled.
-            both = xi * (1 - xi)
-            below = s + bend * both
-            rest = h * (s * xi * xi + d0 * both) / below - dy
-            slope = h * s * (d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2) / (below * below)
-            xi = (xi - rest / slope).clamp(0, 1)
-            out = x0 + xi * w
-        else:
-            xi = ((u - x0) / w).clamp(0, 1)
+        return rational_quadratic(widths, heights, slopes, u, inverse)
+
+
+def rational_quadratic(
+    widths: Tensor, heights: Tensor, slopes: Tensor, u: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The rational-quadratic spline on [0, 1] and its ladj: widths, heights (*B, K, D), raw slopes (*B, K + 1, D)."""
+    right, top = widths.cumsum(-2), heights.cumsum(-2)
+    index = search(top if inverse else right, u)
+    w, h = pick(widths, index), pick(heights, index)
+    x0, y0 = pick(right, index) - w, pick(top, index) - h
+    d0, d1 = _slope(pick(slopes, index)), _slope(pick(slopes, index + 1))
+    s = h / w
+    bend = d1 + d0 - 2 * s
+    if inverse:
+        dy = u - y0
+        a = h * (s - d0) + dy * bend
+        b = h * d0 - dy * bend
+        c = -s * dy
+        xi = (2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
+        # One Newton step gives back the digits that b^2 - 4ac has cancelled.
         both = xi * (1 - xi)
-        denominator = s + bend * both
-        if not inverse:
-            out = y0 + h * (s * xi * xi + d0 * both) / denominator
-        numerator = d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2
-        ladj = 2 * s.log() + numerator.log() - 2 * denominator.log()
-        return out, -ladj if inverse else ladj
+        below = s + bend * both
+        rest = h * (s * xi * xi + d0 * both) / below - dy
+        slope = h * s * (d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2) / (below * below)
+        xi = (xi - rest / slope).clamp(0, 1)
+        out = x0 + xi * w
+    else:
+        xi = ((u - x0) / w).clamp(0, 1)
+    both = xi * (1 - xi)
+    denominator = s + bend * both
+    if not inverse:
+        out = y0 + h * (s * xi * xi + d0 * both) / denominator
+    numerator = d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2
+    ladj = 2 * s.log() + numerator.log() - 2 * denominator.log()
+    return out, -ladj if inverse else ladj
 
 
 def _slope(raw: Tensor) -> Tensor:
@@ -124,7 +132,7 @@ def _slope(raw: Tensor) -> Tensor:
     return _LEAST + F.softplus(raw + math.log(math.expm1(1 - _LEAST)))
 
 
-class LinearSpline(_Spline):
+class LinearSpline(BinnedSpline):
     r"""Piecewise-linear spline with K equal bins; P = K (log-slopes up to a constant).
 
     Args:
@@ -140,15 +148,15 @@ class LinearSpline(_Spline):
     def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         heights = self._parts(raw)
         top = heights.cumsum(-2)
-        index = _search(top, u) if inverse else (u * self.bins).long().clamp(0, self.bins - 1).unsqueeze(-2)
-        h = _pick(heights, index)
-        y0, x0 = _pick(top, index) - h, index.squeeze(-2) / self.bins
+        index = search(top, u) if inverse else (u * self.bins).long().clamp(0, self.bins - 1).unsqueeze(-2)
+        h = pick(heights, index)
+        y0, x0 = pick(top, index) - h, index.squeeze(-2) / self.bins
         slope = h * self.bins
         out = x0 + (u - y0) / slope if inverse else y0 + (u - x0) * slope
         return out, -slope.log() if inverse else slope.log()
 
 
-class QuadraticSpline(_Spline):
+class QuadraticSpline(BinnedSpline):
     r"""Piecewise-quadratic spline: the density is piecewise linear; P = 2 K - 1 (widths, inner densities).
 
     .. math:: \frac{dy}{dx} = v_k + \xi (v_{k+1} - v_k), \quad
@@ -176,10 +184,10 @@ class QuadraticSpline(_Spline):
         total = areas.sum(-2, keepdim=True)
         v, areas = v / total, areas / total
         top = areas.cumsum(-2)
-        index = _search(top if inverse else right, u)
-        w, area = _pick(widths, index), _pick(areas, index)
-        x0, y0 = _pick(right, index) - w, _pick(top, index) - area
-        v0, v1 = _pick(v, index), _pick(v, index + 1)
+        index = search(top if inverse else right, u)
+        w, area = pick(widths, index), pick(areas, index)
+        x0, y0 = pick(right, index) - w, pick(top, index) - area
+        v0, v1 = pick(v, index), pick(v, index + 1)
         if inverse:
             rest = (u - y0) / w
             root = (v0 * v0 + 2 * (v1 - v0) * rest).clamp_min(0).sqrt()
