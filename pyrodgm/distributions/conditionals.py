@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-__all__ = ["BernoulliConditional", "Conditional", "GaussianMixtureConditional"]
+__all__ = ["BernoulliConditional", "CategoricalConditional", "Conditional", "GaussianMixtureConditional"]
 
 
 class Conditional(ABC):
@@ -52,6 +52,34 @@ class BernoulliConditional(Conditional):
 
     def sample(self, parameters: Tensor) -> Tensor:
         return torch.bernoulli(parameters.squeeze(-2).sigmoid())
+
+
+class CategoricalConditional(Conditional):
+    r"""x in {0, 1, ..., K - 1}, as floating-point codes, with :math:`p(x = k) = \operatorname{softmax}(l)_k`; P = K.
+
+    Args:
+        categories: K >= 2.
+    Example:
+        >>> CategoricalConditional(4).log_prob(torch.zeros(4), torch.tensor([3.0])).exp()
+        tensor(0.2500)
+    """
+
+    def __init__(self, categories: int) -> None:
+        if categories < 2:
+            raise ValueError(f"expected categories >= 2, got {categories}")
+        self.size = categories
+        self.support = constraints.integer_interval(0, categories - 1)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits = raw.unflatten(-1, (self.size, x.shape[-1]))
+        lead = torch.broadcast_shapes(logits.shape[:-2], x.shape[:-1])
+        index = x.long().unsqueeze(-2).expand(*lead, 1, x.shape[-1])
+        picked = logits.expand(*lead, *logits.shape[-2:]).gather(-2, index).squeeze(-2)
+        return (picked - logits.logsumexp(-2)).sum(-1)
+
+    def sample(self, parameters: Tensor) -> Tensor:
+        gumbel = -torch.empty_like(parameters).exponential_().log()
+        return (parameters + gumbel).argmax(-2).to(parameters.dtype)
 
 
 class GaussianMixtureConditional(Conditional):

@@ -46,7 +46,7 @@ class FlowDistribution(TransformedDistribution):
     watched parameter. (Only a change that torch does not see, ``parameter.data.add_``, goes unnoticed.)
 
     Args:
-        base: its event shape is the flow's; its batch shape is the flow's.
+        base: its batch shape is the flow's, and so is its event shape where the transforms keep it.
         transforms: disposable transforms, the first applied first.
         watch: gives the parameters whose change makes the memory stale.
     Shapes: value (*S, *B, *event) -> log_prob (*S, *B) in nats.
@@ -60,12 +60,15 @@ class FlowDistribution(TransformedDistribution):
         watch: Callable[[], Iterable[Parameter]] = tuple,
         validate_args: bool | None = None,
     ) -> None:
-        # torch's constructor re-derives shapes through every transform; ours keep the event shape, so it is skipped.
+        # torch's constructor re-derives shapes through every transform; ours keep the batch shape, so it is skipped.
         self.base_dist = base
         self.transforms = list(transforms)
         self._watch = watch
         self._own: tuple[Tensor, Tensor, int] | None = None  # y, log p(y), stamp
-        Distribution.__init__(self, base.batch_shape, base.event_shape, validate_args=validate_args)
+        event_shape = base.event_shape
+        for transform in self.transforms:
+            event_shape = transform.forward_shape(event_shape)
+        Distribution.__init__(self, base.batch_shape, event_shape, validate_args=validate_args)
 
     @property
     def has_rsample(self) -> bool:

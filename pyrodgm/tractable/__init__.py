@@ -1,19 +1,43 @@
 """Models whose log p(x) is exact."""
 
-from pyrodgm.distributions.conditionals import BernoulliConditional, Conditional, GaussianMixtureConditional
-from pyrodgm.tractable.flow import IAF, MAF, Flow, RealNVP
+from pyrodgm.distributions.conditionals import (
+    BernoulliConditional,
+    CategoricalConditional,
+    Conditional,
+    GaussianMixtureConditional,
+)
+from pyrodgm.tractable.ffjord import FFJORD
+from pyrodgm.tractable.flow import IAF, MAF, NICE, NSF, Flow, FlowPlusPlus, PlanarFlow, RealNVP
+from pyrodgm.tractable.glow import Glow
+from pyrodgm.tractable.image_flow import ImageFlow, ImageFlowPlusPlus, ImageRealNVP
 from pyrodgm.tractable.made import MADE
+from pyrodgm.tractable.mixture import Mixture
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
+from pyrodgm.tractable.resampled import Resampled
+from pyrodgm.tractable.vamp_prior import VampPrior
 
 __all__ = [
+    "FFJORD",
     "IAF",
     "MADE",
     "MAF",
+    "NICE",
+    "NSF",
     "BernoulliConditional",
+    "CategoricalConditional",
     "Conditional",
     "Flow",
+    "FlowPlusPlus",
     "GaussianMixtureConditional",
+    "Glow",
+    "ImageFlow",
+    "ImageFlowPlusPlus",
+    "ImageRealNVP",
+    "Mixture",
     "Parametric",
+    "PlanarFlow",
     "RealNVP",
+    "Resampled",
     "StandardNormal",
+    "VampPrior",
 ]

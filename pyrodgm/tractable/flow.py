@@ -10,20 +10,25 @@ from torch import Tensor, nn
 
 from pyrodgm.bijectors.autoregressive import Autoregressive
 from pyrodgm.bijectors.base import Bijector
-from pyrodgm.bijectors.coupling import AffineCoupling
-from pyrodgm.bijectors.univariate import ScaleShift, Univariate
+from pyrodgm.bijectors.coupling import Coupling
+from pyrodgm.bijectors.linear import LULinear
+from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
+from pyrodgm.bijectors.normalization import ActNorm, Affine
+from pyrodgm.bijectors.planar import Planar
+from pyrodgm.bijectors.spline import RationalQuadraticSpline
+from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 from pyrodgm.core import Tractable
 from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.tractable.parametric import StandardNormal
 
-__all__ = ["IAF", "MAF", "Flow", "RealNVP"]
+__all__ = ["IAF", "MAF", "NICE", "NSF", "Flow", "FlowPlusPlus", "PlanarFlow", "RealNVP"]
 
 
 class Flow(Tractable):
     r"""A base density pushed through bijectors: :math:`x = f_n \circ \dots \circ f_1(z)`.
 
     Args:
-        base: any tractable model of the same event shape.
+        base: any tractable model; the event shape is what the bijectors make of its own, mostly the same.
         bijectors: the first is applied first when sampling.
     Shapes: x (*B, *event), context (*B, C) -> log_prob (*B,) in nats.
     Raises: TypeError if base is not a Tractable; ValueError if the parts want contexts of different sizes.
@@ -45,7 +50,10 @@ class Flow(Tractable):
         sizes = {base.context, *(bijector.context for bijector in bijectors)} - {0}
         if len(sizes) > 1:
             raise ValueError(f"expected one context size in all parts, got {sorted(sizes)}")
-        super().__init__(tuple(base.event_shape), max(sizes, default=0))
+        shape = base.event_shape
+        for bijector in bijectors:
+            shape = bijector.forward_shape(shape)
+        super().__init__(tuple(shape), max(sizes, default=0))
         self.base = base
         self.bijectors = nn.ModuleList(bijectors)
 
@@ -56,6 +64,13 @@ class Flow(Tractable):
             base = base.expand(context.shape[:-1])
         transforms = [b.condition(context) for b in self.bijectors]  # type: ignore[operator]
         return FlowDistribution(base, transforms, watch=self.parameters)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        x, context = self.check(x, context)
+        for bijector in reversed(self.bijectors):
+            x = bijector.initialize(x, context, inverse=True)  # type: ignore[operator]
+        self.base.initialize(x, context if self.base.context else None)
 
 
 class RealNVP(Flow):
@@ -85,12 +100,32 @@ class RealNVP(Flow):
         base: Tractable | None = None,
         bound: float = 2.0,
     ) -> None:
-        if layers < 1:
-            raise ValueError(f"expected layers >= 1, got {layers}")
         super().__init__(
-            StandardNormal(features) if base is None else base,
-            [AffineCoupling(features, context, hidden, flip=bool(i % 2), bound=bound) for i in range(layers)],
+            _base(features, base), _couplings(features, layers, hidden, context, lambda: ScaleShift(bound))
         )
+
+
+class NICE(Flow):
+    """Additive couplings that move the halves of x in turn, then a learned scale of each feature.
+
+    Args, Shapes, Raises: as :class:`RealNVP`; ``base`` is a standard logistic in the source, ours N(0, I) by default.
+    Source: Dinh et al. (2014), arXiv:1410.8516, section 3.
+    Example:
+        >>> NICE(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+    ) -> None:
+        couplings = _couplings(features, layers, hidden, context, Shift)
+        # The scale stands next to the base, as in the source: of the way from x to z it is the last.
+        super().__init__(_base(features, base), [Affine(features), *couplings])
 
 
 class MAF(Flow):
@@ -123,7 +158,7 @@ class MAF(Flow):
         univariate: Callable[[], Univariate] = ScaleShift,
     ) -> None:
         bijectors = [layer.inv for layer in _autoregressive(features, layers, hidden, context, univariate)]
-        super().__init__(StandardNormal(features) if base is None else base, bijectors)
+        super().__init__(_base(features, base), bijectors)
 
 
 class IAF(Flow):
@@ -147,15 +182,141 @@ class IAF(Flow):
         base: Tractable | None = None,
         univariate: Callable[[], Univariate] = ScaleShift,
     ) -> None:
-        bijectors = _autoregressive(features, layers, hidden, context, univariate)
-        super().__init__(StandardNormal(features) if base is None else base, bijectors)
+        super().__init__(_base(features, base), _autoregressive(features, layers, hidden, context, univariate))
+
+
+class NSF(Flow):
+    """Neural spline flow: rational-quadratic splines in couplings, or autoregressive.
+
+    Where splines act, on [-bound, bound], data should lie: standardise them.
+
+    Args:
+        features: D, >= 2 for couplings.
+        layers: number of layers.
+        hidden: widths of each network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        bins: of every spline.
+        bound: of every spline.
+        autoregressive: layers as in :class:`MAF` instead of couplings.
+        mix: a linear map (PLU) of all features between the layers, as in the source.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 (couplings) or layers < 1.
+    Source: Durkan et al. (2019), arXiv:1906.04032.
+    Example:
+        >>> NSF(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 6,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        *,
+        bins: int = 8,
+        bound: float = 3.0,
+        autoregressive: bool = False,
+        mix: bool = False,
+    ) -> None:
+        make = _autoregressive if autoregressive else _couplings
+        parts = make(features, layers, hidden, context, lambda: RationalQuadraticSpline(bins, bound))
+        if autoregressive:
+            parts = [part.inv for part in parts]
+        if mix:
+            parts = [b for part in parts for b in (LULinear(features), part)]
+        super().__init__(_base(features, base), parts)
+
+
+class FlowPlusPlus(Flow):
+    """Flow++ over vectors: actnorm, a linear map, and a coupling by mixtures of logistics, layer by layer.
+
+    Integers (pixels) go through :class:`~pyrodgm.latent.Dequantized`, variational dequantization included.
+
+    Args:
+        features: D >= 2.
+        layers: number of couplings.
+        hidden: widths of each coupling network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        components: of each mixture.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 or layers < 1.
+    Source: Ho et al. (2019), arXiv:1902.00275, section 3. Departure: their networks are attention over images.
+    Example:
+        >>> FlowPlusPlus(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        components: int = 8,
+    ) -> None:
+        # The mixture's map is closed from x to z, so that is the way that scores data.
+        couplings = _couplings(features, layers, hidden, context, lambda: MixtureLogisticCDF(components))
+        parts = [b for part in couplings for b in (part.inv, LULinear(features), ActNorm(features))]
+        super().__init__(_base(features, base), parts)
+
+
+class PlanarFlow(Flow):
+    """Planar flow: layers that bend the space along one direction each. Data are scored by a numerical inverse.
+
+    Args:
+        features: D.
+        layers: number of planar maps.
+        hidden: widths of the networks that read the context, where there is one.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if layers < 1.
+    Source: Rezende and Mohamed (2015), arXiv:1505.05770, section 4.1.
+    Example:
+        >>> flow = PlanarFlow(features=2)
+        >>> flow.log_prob(flow.sample(5)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 16,
+        hidden: Sequence[int] = (32,),
+        context: int = 0,
+        base: Tractable | None = None,
+    ) -> None:
+        _check_layers(layers)
+        super().__init__(_base(features, base), [Planar(features, context, hidden) for _ in range(layers)])
+
+
+def _base(features: int, base: Tractable | None) -> Tractable:
+    return StandardNormal(features) if base is None else base
+
+
+def _check_layers(layers: int) -> None:
+    if layers < 1:
+        raise ValueError(f"expected layers >= 1, got {layers}")
+
+
+def _couplings(
+    features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
+) -> list[Bijector]:
+    """The halves are moved in turn."""
+    _check_layers(layers)
+    return [Coupling(features, univariate(), context, hidden, flip=bool(i % 2)) for i in range(layers)]
 
 
 def _autoregressive(
     features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
-) -> list[Autoregressive]:
-    if layers < 1:
-        raise ValueError(f"expected layers >= 1, got {layers}")
+) -> list[Bijector]:
+    """The order is reversed from layer to layer."""
+    _check_layers(layers)
     natural = torch.arange(features)
     orders = [natural if i % 2 == 0 else natural.flip(0) for i in range(layers)]
     return [Autoregressive(features, univariate(), context, hidden, order) for order in orders]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, is_validation_enabled
 from torch import Tensor, nn
 
 from pyrodgm.core import Tractable
@@ -70,3 +70,9 @@ class MADE(Tractable):
         return MixtureOfOrders(
             [AutoregressiveDistribution(self.net, self.conditional, context, m) for m in range(masks)]
         )
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.net.masks > 1 or is_validation_enabled():
+            return super().log_prob(x, context)
+        x, context = self.check(x, context)  # what the distribution would compute, without making one
+        return self.conditional.log_prob(self.net.flat(x, context), x)

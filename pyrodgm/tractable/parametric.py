@@ -53,8 +53,10 @@ class Parametric(Tractable):
         net: any module (*B, C) -> (*B, parameters * D) instead; each parameter's D numbers in a row.
         fixed: parameters that are not learned, by name, such as ``{"scale": 0.1}``.
         activation: makes one activation module of the network.
+        sizes: of the parameters that are vectors for each feature, by name, such as ``{"logits": 256}`` for
+            :class:`pyrodgm.distributions.Codes`; a feature's numbers stand in a row.
     Shapes: x (*B, *event), context (*B, C) -> log_prob (*B,) in nats.
-    Raises: TypeError if the family is not univariate or has no parameter left to learn.
+    Raises: TypeError if the family is not univariate, a vector has no size, or no parameter is left to learn.
     Example:
         >>> import pyro.distributions as dist
         >>> Parametric(dist.Normal, 3).log_prob(torch.zeros(2, 3)).shape
@@ -70,6 +72,7 @@ class Parametric(Tractable):
         net: nn.Module | None = None,
         fixed: dict[str, float] | None = None,
         activation: Any = nn.ReLU,
+        sizes: dict[str, int] | None = None,
     ) -> None:
         super().__init__((features,) if isinstance(features, int) else features, context)
         constraints = dict(getattr(family, "arg_constraints", {}))
@@ -79,10 +82,15 @@ class Parametric(Tractable):
         self.constraints = {k: c for k, c in constraints.items() if k not in self.fixed}
         if not self.constraints or set(self.fixed) - set(constraints):
             raise TypeError(f"expected {family} to have parameters besides fixed={self.fixed}, got {list(constraints)}")
-        if any(getattr(c, "event_dim", 0) for c in constraints.values()):
-            raise TypeError(f"expected a univariate family, got {family.__name__}; it is over whole vectors")
+        vectors = {k for k, c in constraints.items() if getattr(c, "event_dim", 0)}
+        if vectors != set(sizes or {}):
+            raise TypeError(
+                f"expected a univariate family, or sizes of its parameters that are vectors, got {family.__name__} "
+                f"with vectors {sorted(vectors)} and sizes={sizes}"
+            )
         self.distribution = family
-        outputs = len(self.constraints) * self.event_shape.numel()
+        self.sizes = {k: (sizes or {}).get(k, 1) for k in self.constraints}
+        outputs = sum(self.sizes.values()) * self.event_shape.numel()
         if not context:
             self.free = nn.Parameter(torch.zeros(outputs))
         self.net: nn.Module | None = None
@@ -94,11 +102,22 @@ class Parametric(Tractable):
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)
         raw = self.free if self.net is None else self.net(context).to(self.like.dtype)
-        parts = raw.unflatten(-1, (len(self.constraints), *self.event_shape)).unbind(raw.dim() - 1)
-        arguments: dict[str, Any] = {k: _to(c, v) for (k, c), v in zip(self.constraints.items(), parts, strict=True)}
+        arguments: dict[str, Any] = {
+            k: _to(c, v) for (k, c), v in zip(self.constraints.items(), self._parts(raw), strict=True)
+        }
         for name, value in self.fixed.items():
             arguments[name] = self.like.new_tensor(value)
         return self.distribution(**arguments).to_event(len(self.event_shape))
+
+    def _parts(self, raw: Tensor) -> Sequence[Tensor]:
+        """The raw numbers of each parameter: (*B, outputs) -> (*B, *event), or (*B, *event, size) for vectors."""
+        if max(self.sizes.values()) == 1:
+            return raw.unflatten(-1, (len(self.sizes), *self.event_shape)).unbind(raw.dim() - 1)
+        features = self.event_shape.numel()
+        split = raw.split([size * features for size in self.sizes.values()], -1)
+        vector = (self.constraints[k].event_dim for k in self.sizes)
+        shapes = [(*self.event_shape, *[size] * v) for size, v in zip(self.sizes.values(), vector, strict=True)]
+        return [part.unflatten(-1, shape) for part, shape in zip(split, shapes, strict=True)]
 
 
 def _to(constraint: Any, raw: Tensor) -> Tensor:
