@@ -13,8 +13,10 @@ from pyrodgm.data.transforms import (
     standardise,
     threshold,
 )
+from pyrodgm.data.words import BagOfWords
 
 __all__ = [
+    "BagOfWords",
     "DataSet",
     "Standardise",
     "binarize",

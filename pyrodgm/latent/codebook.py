@@ -1,0 +1,161 @@
+"""A codebook that follows its encoder, and a density over codes seen as one over their embeddings."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from pyrodgm.core import Tractable
+
+__all__ = ["CodePrior", "Codebook", "EmbeddedCodes"]
+
+
+class Codebook(nn.Module):
+    r"""K embeddings of size E, moved by exponential averages of the vectors that choose them.
+
+    .. math:: N_k \leftarrow \gamma N_k + (1 - \gamma) n_k, \quad
+        m_k \leftarrow \gamma m_k + (1 - \gamma) \sum_{i: c_i = k} v_i, \quad e_k = m_k / N_k
+
+    with :math:`n_k` how many vectors of a batch chose k. A code whose :math:`N_k` is below
+    ``revive_below`` is dead: it takes the place of a random vector of the batch. All codes start
+    dead, so the first batch lays them out. All state is in buffers, so checkpoints have it all.
+
+    Args:
+        codes: K >= 2.
+        size: E >= 1.
+        decay: :math:`\gamma` in [0, 1).
+        revive_below: uses a batch, in exponential average, below which a code is dead; 0 lets them die.
+    Shapes: vectors (*B, E) -> codes (*B,).
+    Raises: ValueError for sizes or a decay out of range.
+    Source: van den Oord et al. (2017), arXiv:1711.00937, appendix A.1; revival: Dhariwal et al. (2020),
+        arXiv:2005.00341, section 3.1.
+    Example:
+        >>> book = Codebook(codes=8, size=2)
+        >>> book.update(torch.randn(100, 2))
+        >>> book.nearest(book.vectors)
+        tensor([0, 1, 2, 3, 4, 5, 6, 7])
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codes: int = 512, size: int = 64, decay: float = 0.99, revive_below: float = 0.1) -> None:
+        super().__init__()
+        if codes < 2 or size < 1:
+            raise ValueError(f"expected codes >= 2 and size >= 1, got {codes} and {size}")
+        if not 0 <= decay < 1 or revive_below < 0:
+            raise ValueError(f"expected 0 <= decay < 1 and revive_below >= 0, got {decay} and {revive_below}")
+        self.decay, self.revive_below = decay, revive_below
+        start = torch.randn(codes, size)
+        self.register_buffer("vectors", start)
+        self.register_buffer("counts", torch.zeros(codes))
+        self.register_buffer("sums", torch.zeros_like(start))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def size(self) -> int:
+        """E."""
+        return self.vectors.shape[-1]
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The code of the closest embedding, by Euclidean distance (eq. 1): (*B, E) -> (*B,)."""
+        # |v|^2 is the same for all codes
+        return (self.vectors.square().sum(-1) - 2 * vectors @ self.vectors.T).argmin(-1)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(*B,) -> (*B, E); codes may be floating-point numbers."""
+        return self.vectors[codes.long()]
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor) -> None:
+        """One step of the averages by a batch of vectors (*B, E), then revival."""
+        flat = vectors.reshape(-1, self.size)
+        chosen = self.nearest(flat)
+        rate = 1 - self.decay
+        used = torch.zeros_like(self.counts).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
+        self.counts.lerp_(used, rate)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, chosen, flat), rate)
+        if self.revive_below > 0:
+            dead = self.counts < self.revive_below
+            fresh = flat[torch.randint(len(flat), (len(self),), device=flat.device)]
+            self.counts.copy_(torch.where(dead, torch.ones_like(self.counts), self.counts))
+            self.sums.copy_(torch.where(dead.unsqueeze(-1), fresh, self.sums))
+        alive = (self.counts > 0).unsqueeze(-1)
+        mean = self.sums / self.counts.clamp(min=torch.finfo(self.counts.dtype).tiny).unsqueeze(-1)
+        self.vectors.copy_(torch.where(alive, mean, self.vectors))
+
+
+class EmbeddedCodes(TorchDistribution):
+    r"""A distribution over L codes as one over their embeddings, (L * E,) in a row.
+
+    It has the codes' probability at the embeddings and none elsewhere, with respect to counting.
+
+    Args:
+        codes: distribution over vectors of L codes.
+        book: the codebook.
+    Shapes: z (*S, *B, L * E) -> log_prob (*S, *B) in nats.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = False
+
+    def __init__(self, codes: Distribution, book: Codebook, validate_args: bool | None = None) -> None:
+        self.codes, self.book = codes, book
+        event = torch.Size((codes.event_shape.numel() * book.size,))
+        super().__init__(codes.batch_shape, event, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.real, 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EmbeddedCodes:
+        return EmbeddedCodes(self.codes.expand(torch.Size(batch_shape)), self.book, validate_args=self._validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        vectors = value.unflatten(-1, (-1, self.book.size))  # (*B, L * E) -> (*B, L, E)
+        codes = self.book.nearest(vectors)
+        # casts to a lower precision and back move an embedding by its rounding
+        eps = 10 * torch.finfo(value.dtype).eps
+        there = torch.isclose(self.book.embed(codes), vectors, rtol=eps, atol=eps).all(-1).all(-1)
+        log_prob = self.codes.log_prob(codes.to(value.dtype).unflatten(-1, self.codes.event_shape))
+        return torch.where(there, log_prob, -torch.inf)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        with torch.no_grad():
+            codes = self.codes.sample(torch.Size(sample_shape))
+            lead = codes.shape[: codes.dim() - len(self.codes.event_shape)]
+            return self.book.embed(codes).reshape(*lead, *self.event_shape)
+
+
+class CodePrior(Tractable):
+    r"""A tractable model of codes as the prior of their embeddings, (L * E,) in a row.
+
+    Args:
+        codes: a Tractable over floating-point codes 0 .. K - 1 of event shape (L,) or of a grid:
+            MADE with a :class:`CategoricalConditional`, or any other.
+        book: the codebook, which the guide shares.
+    Shapes: z (*B, L * E), context (*B, C) -> log_prob (*B,) in nats.
+    Example:
+        >>> from pyrodgm.tractable import MADE, CategoricalConditional
+        >>> prior = CodePrior(MADE(3, [16], CategoricalConditional(8)), Codebook(8, 2))
+        >>> prior.sample(5).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, codes: Tractable, book: Codebook) -> None:
+        super().__init__((codes.event_shape.numel() * book.size,), codes.context)
+        self.codes, self.book = codes, book
+
+    def condition(self, context: Tensor | None = None) -> TorchDistribution:
+        _, context = self.check(None, context)
+        return EmbeddedCodes(self.codes.condition(context), self.book)
