@@ -30,11 +30,13 @@ class Objective(nn.Module):
         unit: what the losses are measured in, for progress bars and plots.
         held_out_name: what :meth:`held_out` measures.
         lr: learning rate that suits :meth:`optimizer`.
+        needs_data: False where the model's own draws are all that is learned from.
     """
 
     unit: str = "nats/datum"
     lr: float = 1e-3
     held_out_name: str = "loss"
+    needs_data: bool = True
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         """The parameters that each loss moves."""

@@ -7,13 +7,19 @@ from contextlib import nullcontext
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrodgm.core import GenerativeModel, sample_sites
+from pyrodgm.guides.stopped import stopped
+from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
+from pyrodgm.objectives.free_bits import FreeBits
 
 __all__ = ["ELBO", "PyroObjective"]
 
@@ -29,10 +35,21 @@ class ELBO(Objective):
     it can be traced and compiled. A guide with a site that is not reparameterised goes to Pyro's
     own Trace_ELBO with its score-function terms.
 
+    Three options change what is trained, and none the held-out score, which is the plain bound:
+    ``beta`` weighs the latents' terms (a number, or a schedule that anneals it), ``free_bits`` puts a
+    floor under the KL of each latent, and ``stl`` leaves the score of the guide out of the gradient.
+
     Args:
         particles: samples of the guide for each row.
         analytic_kl: use the closed form of KL(q || p) for every site pair that has one.
-    Source: Kingma and Welling (2014), arXiv:1312.6114, eq. 3 and 7.
+        beta: weight of the latents' terms, >= 0.
+        free_bits: floor for latents inside the data plate; it comes before beta.
+        stl: "sticking the landing": the guide's density has a gradient by way of z only, whose
+            variance goes to 0 as q comes to the posterior. It needs samples, so no KL is analytic.
+    Raises: ValueError for particles < 1 or beta < 0; TypeError from ``loss`` if free bits or stl meet a guide
+        that is not reparameterised.
+    Source: Kingma and Welling (2014), arXiv:1312.6114, eq. 3 and 7; beta: Higgins et al. (2017), eq. 4;
+        free bits: Kingma et al. (2016), arXiv:1606.04934, eq. 15; stl: Roeder et al. (2017), arXiv:1703.09194, eq. 8.
     Example:
         >>> import torch
         >>> from pyrodgm.latent import VAE
@@ -42,11 +59,22 @@ class ELBO(Objective):
 
     held_out_name = "negative bound"
 
-    def __init__(self, particles: int = 1, analytic_kl: bool = True) -> None:
+    def __init__(
+        self,
+        particles: int = 1,
+        analytic_kl: bool = True,
+        beta: float | Schedule = 1.0,
+        free_bits: FreeBits | None = None,
+        stl: bool = False,
+    ) -> None:
         super().__init__()
         if particles < 1:
             raise ValueError(f"expected particles >= 1, got {particles}")
-        self.particles, self.analytic_kl = particles, analytic_kl
+        if not isinstance(beta, Schedule) and not beta >= 0:
+            raise ValueError(f"expected beta >= 0, got {beta}")
+        self.particles, self.analytic_kl, self.stl = particles, analytic_kl and not stl, stl
+        self.beta = beta if isinstance(beta, Schedule) else float(beta)
+        self.free_bits = free_bits
 
     def check(self, model: GenerativeModel) -> None:
         if model.family not in ("latent", "tractable"):
@@ -57,26 +85,39 @@ class ELBO(Objective):
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         rows = len(x) if n is None else n
+        beta = self.beta() if isinstance(self.beta, Schedule) else self.beta
         guide_trace = self._trace(model.guide, x, context, n)
         latents = sample_sites(guide_trace)
         if not all(site["fn"].has_rsample for site in latents.values()):
-            return self._score_function(model, x, context, n) / rows
+            return self._score_function(model, x, context, n, beta) / rows
         model_trace = self._trace(poutine.replay(model, trace=guide_trace), x, context, n)
+        if self.stl:
+            again = poutine.replay(stopped(model.guide), trace=guide_trace)
+            latents = sample_sites(self._trace(again, x, context, n))
         sums: dict[Any, Any] = {}  # of the sites under one plate scale
         for name, site in sample_sites(model_trace).items():
-            sums[site["scale"]] = sums.get(site["scale"], 0.0) + self._term(site, latents.get(name))
+            term = self._term(site, latents.get(name))
+            sums[site["scale"]] = sums.get(site["scale"], 0.0) + (beta * term if name in latents else term)
         for name, site in latents.items():
             if name not in model_trace.nodes:  # an auxiliary site of the guide that the program does not have
-                sums[site["scale"]] = sums.get(site["scale"], 0.0) - _total(site, _log_prob(site))
+                sums[site["scale"]] = sums.get(site["scale"], 0.0) - beta * _total(site, _log_prob(site))
         total: Any = 0.0
         for scale, value in sums.items():
             total = total + value * (-scale / (rows * self.particles))
         return total
 
+    def held_out(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            return ELBO(self.particles, self.analytic_kl).loss(model, x, context, n=n)
+
     def _term(self, site: Any, guide_site: Any) -> Tensor:
         """A site's share of the bound: its log-probability, or -KL(q || p) for a latent."""
         if guide_site is None:
             return _total(site, _log_prob(site))
+        if self.free_bits is not None and any(frame.name == "data" for frame in site["cond_indep_stack"]):
+            return -self.free_bits(guide_site, site, self.analytic_kl)
         if self.analytic_kl and site["mask"] is None:
             try:
                 return -kl_divergence(guide_site["fn"], site["fn"]).sum()
@@ -90,9 +131,31 @@ class ELBO(Objective):
             program(x, context, n=n)
         return handler.trace
 
-    def _score_function(self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> Tensor:
+    def _score_function(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None, beta: float | Tensor
+    ) -> Tensor:
+        if self.stl or self.free_bits is not None:
+            raise TypeError(
+                f"expected a reparameterised guide for stl and free bits, got {type(model.guide).__name__}, a site of "
+                "which has no rsample; leave them out"
+            )
         elbo = Trace_ELBO(num_particles=self.particles, vectorize_particles=self.particles > 1, max_plate_nesting=1)
-        return elbo.differentiable_loss(model, model.guide, x, context, n=n)
+        if isinstance(beta, float) and beta == 1.0:
+            return elbo.differentiable_loss(model, model.guide, x, context, n=n)
+        with _Tempered(beta):
+            return elbo.differentiable_loss(model, model.guide, x, context, n=n)
+
+
+class _Tempered(Messenger):
+    """Weighs the log-probabilities of latent sites by beta."""
+
+    def __init__(self, beta: float | Tensor) -> None:
+        super().__init__()
+        self.weight = beta
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
 
 
 def _log_prob(site: Any) -> Tensor:

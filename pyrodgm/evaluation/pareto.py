@@ -1,0 +1,73 @@
+"""How heavy the tail of importance weights is: the shape of the generalised Pareto distribution that fits it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["fit_pareto", "pareto_k"]
+
+_PRIOR_WEIGHT = 10.0  # of k = 1/2, as many draws as the paper takes
+
+
+def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Shape k and scale sigma of generalised Pareto distributions, :math:`P(y > t) = (1 + k t / \sigma)^{-1/k}`.
+
+    The posterior mean over a grid of :math:`\theta = -k / \sigma` under the profile likelihood.
+
+    Args:
+        excess: sorted from small to large, positive, at least five.
+    Shapes: excess (M, *B) -> (*B), (*B).
+    Raises: ValueError for fewer than five.
+    Source: Zhang and Stephens (2009), A new and efficient estimation method for the generalized Pareto distribution.
+    Example:
+        >>> u = (torch.arange(1000) + 0.5) / 1000
+        >>> k, sigma = fit_pareto(2 * (u ** -0.5 - 1).flip(0) / 0.5)
+        >>> round(k.item(), 1), round(sigma.item(), 1)
+        (0.5, 2.0)
+    """
+    m = len(excess)
+    if m < 5:
+        raise ValueError(f"expected at least five excesses to fit a tail, got {m}")
+    y = excess.double()
+    points = 30 + int(math.sqrt(m))
+    quartile = y[int(m / 4 + 0.5) - 1]  # (*B)
+    j = torch.arange(1, points + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * quartile.dim())
+    theta = 1 / y[-1] + (1 - (points / (j - 0.5)).sqrt()) / (3 * quartile)  # (P, *B)
+    k = torch.stack([torch.log1p(-t * y).mean(0) for t in theta])  # (P, *B), with the sign of k here
+    weight = (m * ((-theta / k).log() - k - 1)).softmax(0)
+    best = (weight * theta).sum(0)
+    shape = torch.log1p(-best * y).mean(0)
+    return shape, -shape / best
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    r"""The shape :math:`\hat k` of the tail of importance weights, row by row.
+
+    Below 0.7 the importance-sampled likelihood is reliable, above it the guide misses mass; above 1 the weights have
+    no finite mean to the eye of the sample. The tail is the largest :math:`\min(K / 5, 3 \sqrt K)` weights.
+
+    Args:
+        log_weights: (K, *B) in nats, K >= 25.
+    Shapes: returns (*B).
+    Raises: ValueError for K < 25, of which a fifth is no tail to fit.
+    Source: Vehtari et al. (2024), Pareto smoothed importance sampling, arXiv:1507.02646, section 3 and appendix C.
+    Example:
+        >>> pareto_k(torch.randn(1000, 3)).shape
+        torch.Size([3])
+    """
+    draws = len(log_weights)
+    if draws < 25:
+        raise ValueError(f"expected at least 25 weights, got {draws}")
+    tail = math.ceil(min(0.2 * draws, 3 * math.sqrt(draws)))
+    top = log_weights.double().topk(tail + 1, 0).values.flip(0)  # (M + 1, *B), sorted
+    weights = (top - top[-1]).exp()
+    excess = weights[1:] - weights[0]
+    # equal weights have no tail at all
+    flat = excess[-1] <= torch.finfo(log_weights.dtype).eps * 100
+    tiny = torch.finfo(torch.float64).tiny
+    k, _ = fit_pareto(torch.where(flat, torch.ones_like(excess), excess).clamp(min=tiny))
+    k = (tail * k + _PRIOR_WEIGHT * 0.5) / (tail + _PRIOR_WEIGHT)
+    return torch.where(flat, torch.full_like(k, -math.inf), k).to(log_weights.dtype)

@@ -1,0 +1,184 @@
+"""Games about the latents: the adversarial autoencoder and adversarial variational Bayes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from pyrodgm.core import GenerativeModel, Latent, latent_rows, sample_sites
+from pyrodgm.nets.mlp import MLPCritic
+from pyrodgm.objectives.adversarial import Game, Minimax, NonSaturating
+from pyrodgm.objectives.base import Objective
+
+__all__ = ["AdversarialAutoencoder", "AdversarialVariationalBayes"]
+
+
+class _LatentGame(Objective):
+    """A critic of latents; the guide has to be sampled with gradients and needs no density."""
+
+    held_out_name = "negative bound by critic"
+
+    def __init__(self, critic: nn.Module, critic_steps: int) -> None:
+        super().__init__()
+        if critic_steps < 1:
+            raise ValueError(f"expected critic_steps >= 1, got {critic_steps}")
+        self.critic, self.critic_steps = critic, critic_steps
+
+    def check(self, model: GenerativeModel) -> None:
+        if not isinstance(model, Latent):
+            raise TypeError(f"expected a Latent model (the critic sees its latents), got {type(model).__name__}")
+
+    def optimizer(self, player: str, parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
+        # as in other games: momentum 0.5 keeps them from oscillating (Radford et al. 2016, section 4)
+        return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=True)
+
+    @staticmethod
+    def _run(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(log p(x | z), z) with z from the guide and gradients through it: (B,), (B, Z)."""
+        drawn = poutine.trace(model.guide).get_trace(x, context)
+        sites = sample_sites(drawn)
+        if not all(site["fn"].has_rsample for site in sites.values()):
+            raise TypeError(
+                "expected a guide with reparameterised sites, got one without rsample; use ReweightedWakeSleep"
+            )
+        program = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context)
+        seen = [_log_prob(site) for name, site in sample_sites(program).items() if name not in sites]
+        return torch.stack(seen).sum(0), latent_rows(drawn, len(x))
+
+    @staticmethod
+    @torch.no_grad()
+    def _draws(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z of the guide and z of the prior beside the rows, (B, Z) each."""
+        # The program on given rows, not replayed, draws latents from the prior and need not sample x.
+        traces = [poutine.trace(program).get_trace(x, context) for program in (model.guide, model)]
+        guide, prior = (latent_rows(trace, len(x)) for trace in traces)
+        return guide, prior
+
+
+class AdversarialAutoencoder(_LatentGame):
+    r"""Reconstruction, and a game that gives the aggregate posterior the prior's shape.
+
+    .. math:: \text{model: } -\frac1B \sum_b E_q \log p(x_b \mid z), \qquad \text{critic and guide: the game between }
+        z \sim p(z) \text{ (real) and } z \sim q(z) \text{ (fake)}
+
+    The guide moves in two phases, with the model and against the critic. The held-out score is the reconstruction
+    with the critic's estimate of KL(q(z) || p(z)).
+
+    Args:
+        critic: module (z (B, Z), context (B, C) or None) -> scores (B,).
+        game: the two losses; default :class:`NonSaturating`.
+        critic_steps: critic steps for each step of the guide.
+    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised.
+    Source: Makhzani et al. (2015), arXiv:1511.05644, section 2.
+    Example:
+        >>> from pyrodgm.latent import VAE
+        >>> vae = VAE.mlp(features=6, latent=2, hidden=[8])
+        >>> [player for player, _ in AdversarialAutoencoder.mlp(vae, [8])(vae, torch.ones(4, 6))]
+        ['model', 'critic', 'guide']
+    """
+
+    def __init__(self, critic: nn.Module, game: Game | None = None, critic_steps: int = 1) -> None:
+        super().__init__(critic, critic_steps)
+        self.game = NonSaturating() if game is None else game
+
+    @classmethod
+    def mlp(
+        cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256), game: Game | None = None
+    ) -> AdversarialAutoencoder:
+        """An objective whose critic is a perceptron over the model's latents and context."""
+        return cls(MLPCritic(_latent_size(model), model.context, hidden), game)
+
+    def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
+        critic = self.critic.parameters()
+        return {"model": model.parameters(), "critic": critic, "guide": model.guide.parameters()}
+
+    def forward(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        yield "model", -self._run(model, x, context)[0].mean()
+        for _ in range(self.critic_steps):
+            fake, real = self._draws(model, x, context)
+            yield "critic", self.game.critic(self.critic(real, context), self.critic(fake, context))
+        z = latent_rows(poutine.trace(model.guide).get_trace(x, context), len(x))
+        yield "guide", self.game.generator(self.critic(z, context))
+
+    def held_out(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            seen, z = self._run(model, x, context)
+            return -(seen + self.critic(z, context)).mean()  # the best critic's score is log p(z) - log q(z)
+
+
+class AdversarialVariationalBayes(_LatentGame):
+    r"""The bound for a guide without a density: a critic estimates :math:`\log q(z \mid x) - \log p(z)`.
+
+    .. math:: \text{critic: } -E_{q(z \mid x)} \log \sigma(T(x, z)) - E_{p(z)} \log(1 - \sigma(T(x, z))), \qquad
+        \text{model: } E_{q(z \mid x)} \bigl[ T(x, z) - \log p(x \mid z) \bigr]
+
+    Only the logistic loss makes the best critic that ratio, so there is no choice of game. The guide is any
+    module that draws its sites with gradients, such as noise through a network beside x.
+
+    Args:
+        critic: module (x and z side by side (B, D + Z), context (B, C) or None) -> scores (B,).
+        critic_steps: critic steps for each step of model and guide.
+    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised.
+    Source: Mescheder et al. (2017), arXiv:1701.04722, eq. 3.3 and 3.7, algorithm 1.
+    Example:
+        >>> from pyrodgm.latent import VAE
+        >>> vae = VAE.mlp(features=6, latent=2, hidden=[8])
+        >>> [player for player, _ in AdversarialVariationalBayes.mlp(vae, [8])(vae, torch.ones(4, 6))]
+        ['critic', 'model']
+    """
+
+    def __init__(self, critic: nn.Module, critic_steps: int = 1) -> None:
+        super().__init__(critic, critic_steps)
+        self.game = Minimax()
+
+    @classmethod
+    def mlp(cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256)) -> AdversarialVariationalBayes:
+        """An objective whose critic is a perceptron over the model's event, latents and context."""
+        return cls(MLPCritic(model.event_shape.numel() + _latent_size(model), model.context, hidden))
+
+    def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
+        return {"critic": self.critic.parameters(), "model": model.parameters()}
+
+    def forward(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        for _ in range(self.critic_steps):
+            guide, prior = self._draws(model, x, context)
+            yield "critic", self.game.critic(self._score(x, guide, context), self._score(x, prior, context))
+        yield "model", self._negative_bound(model, x, context)
+
+    def _score(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        return self.critic(torch.cat((x.flatten(1), z), -1), context)
+
+    def _negative_bound(self, model: GenerativeModel, x: Tensor, context: Tensor | None) -> Tensor:
+        seen, z = self._run(model, x, context)
+        return (self._score(x, z, context) - seen).mean()
+
+    def held_out(
+        self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
+    ) -> Tensor:
+        with torch.no_grad():
+            return self._negative_bound(model, x, context)
+
+
+def _log_prob(site: Any) -> Tensor:
+    log_prob: Tensor = site["fn"].log_prob(site["value"])  # (B,)
+    return log_prob if site["mask"] is None else log_prob * site["mask"]
+
+
+def _latent_size(model: GenerativeModel) -> int:
+    """Z, by one draw of the program that leaves the random state alone."""
+    context = torch.zeros(1, model.context, dtype=model.dtype, device=model.device) if model.context else None
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
+        trace = poutine.trace(model).get_trace(None, context, n=1)
+    sites = {name: site for name, site in sample_sites(trace).items() if name != "x"}
+    return sum(site["value"].numel() for site in sites.values())
