@@ -1,7 +1,7 @@
 """Deep generative models as Pyro programs: run, condition, compose and trust them."""
 
 from pyrodgm.core import EmptyGuide, Energy, GenerativeModel, Implicit, Latent, Tractable
-from pyrodgm.engine import CheckpointError, Fit, fit
+from pyrodgm.engine import CheckpointError, Fit, Posterior, fit, mcmc
 
 __version__ = "0.1.0"
 
@@ -13,6 +13,8 @@ __all__ = [
     "GenerativeModel",
     "Implicit",
     "Latent",
+    "Posterior",
     "Tractable",
     "fit",
+    "mcmc",
 ]

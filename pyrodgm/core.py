@@ -45,6 +45,7 @@ __all__ = [
     "evaluating",
     "expand_to",
     "join_context",
+    "latent_rows",
     "sample_sites",
 ]
 
@@ -65,12 +66,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-def join_context(x: Tensor, context: Tensor | None) -> Tensor:
-    """``x`` flattened to (*B, D) beside the context (*B, C): (*B, D + C), leading dimensions broadcast."""
+def join_context(x: Tensor, context: Tensor | None, event_dim: int = 1) -> Tensor:
+    """``x`` beside the context (*B, C) along its first event dimension: (*B, D, ...) -> (*B, D + C, ...).
+
+    Leading dimensions broadcast; the context is the same at every place of the other event dimensions.
+    """
     if context is None:
         return x
-    lead = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-    return torch.cat((x.expand(*lead, -1), context.expand(*lead, -1)), -1)
+    event = x.shape[-event_dim:]
+    lead = torch.broadcast_shapes(x.shape[:-event_dim], context.shape[:-1])
+    size = context.shape[-1]
+    beside = context.reshape(*context.shape, *[1] * (event_dim - 1)).expand(*lead, size, *event[1:])
+    return torch.cat((x.expand(*lead, *event), beside), -event_dim)
 
 
 class _DataPlate(pyro.plate):
@@ -109,6 +116,12 @@ def expand_to(values: Tensor, batch_shape: torch.Size) -> Tensor:
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The sample sites of a Pyro trace by name, without the plates' bookkeeping."""
     return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def latent_rows(trace: Any, rows: int) -> Tensor:
+    """The latents of a trace whose sites lie in the data plate, one flat vector a row: (B, Z)."""
+    sites = sample_sites(trace).values()
+    return torch.cat([site["value"].reshape(rows, -1) for site in sites if not site["is_observed"]], -1)
 
 
 class EmptyGuide(nn.Module):
@@ -241,6 +254,13 @@ class GenerativeModel(nn.Module):
             )
         return value.to(dtype)
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set what starts from data (an actnorm's shift and scale) by rows x (B, *event); ``fit`` calls it once.
+
+        Parts that have started, also in an earlier run, keep what they have.
+        """
+
     def sample(self, n: int | None = None, context: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
         """Ancestral samples without gradients, in eval mode, in batches that fit memory.
 
@@ -348,22 +368,27 @@ class Latent(GenerativeModel):
         Raises: ValueError if the guide samples a site outside the data plate: that one has no weight of its row.
         """
         x, context = self.check(x, context)
-        guide_trace = self._particle_trace(self.guide, particles, x, context, n)
-        model_trace = self._particle_trace(poutine.replay(self, trace=guide_trace), particles, x, context, n)
-        log_p = self._row_log_prob(model_trace)
-        log_q = self._row_log_prob(guide_trace)
+        guide_trace = self.particle_trace(self.guide, particles, x, context, n)
+        model_trace = self.particle_trace(poutine.replay(self, trace=guide_trace), particles, x, context, n)
+        log_p = self.row_log_prob(model_trace)
+        log_q = self.row_log_prob(guide_trace)
         return (log_p - log_q).expand(particles, len(x))
 
     @staticmethod
-    def _particle_trace(
-        program: Callable[..., Any], particles: int, x: Tensor | None, context: Tensor | None, n: int | None
+    def particle_trace(
+        program: Callable[..., Any],
+        particles: int,
+        x: Tensor | None,
+        context: Tensor | None = None,
+        n: int | None = None,
     ) -> Any:
+        """The Pyro trace of a program run for K = ``particles`` draws of each row: batch shapes (K, B)."""
         with poutine.trace() as handler, pyro.plate("particles", particles, dim=-2):
             program(x, context, n=n)
         return handler.trace
 
     @staticmethod
-    def _row_log_prob(trace: Any) -> Tensor:
+    def row_log_prob(trace: Any) -> Tensor:
         """The log-probabilities of a trace's sites summed for each row, the plates' scale left out."""
         total: Any = 0.0
         for name, site in sample_sites(trace).items():
@@ -421,8 +446,8 @@ class Latent(GenerativeModel):
         proposed = poutine.trace(self.guide).get_trace(x, context)
         old = poutine.trace(poutine.replay(self.guide, trace=current)).get_trace(x, context)
         weight = {
-            key: self._row_log_prob(poutine.trace(poutine.replay(self, trace=q)).get_trace(x, context))
-            - self._row_log_prob(q)
+            key: self.row_log_prob(poutine.trace(poutine.replay(self, trace=q)).get_trace(x, context))
+            - self.row_log_prob(q)
             for key, q in (("old", old), ("new", proposed))
         }
         accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)

@@ -1,5 +1,20 @@
 """Models whose density is known up to a constant."""
 
+from pyrodgm.energy.boltzmann import BoltzmannMachine
+from pyrodgm.energy.dbm import DeepBoltzmannMachine
+from pyrodgm.energy.joint import JointEnergy
+from pyrodgm.energy.neural import NeuralEnergy
 from pyrodgm.energy.rbm import RBM
+from pyrodgm.energy.visible_units import BernoulliUnits, GaussianUnits, SoftmaxUnits, VisibleUnits
 
-__all__ = ["RBM"]
+__all__ = [
+    "RBM",
+    "BernoulliUnits",
+    "BoltzmannMachine",
+    "DeepBoltzmannMachine",
+    "GaussianUnits",
+    "JointEnergy",
+    "NeuralEnergy",
+    "SoftmaxUnits",
+    "VisibleUnits",
+]

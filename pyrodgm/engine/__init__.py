@@ -1,7 +1,10 @@
-"""Training: it knows objectives and players, not models."""
+"""Training and Markov chains: they know objectives, players and kernels, not models."""
 
 from pyrodgm.engine.checkpoint import CheckpointError
 from pyrodgm.engine.fit import default_objective, fit
+from pyrodgm.engine.greedy import fit_stack
+from pyrodgm.engine.mcmc import mcmc
+from pyrodgm.engine.posterior import Posterior
 from pyrodgm.engine.result import Fit
 
-__all__ = ["CheckpointError", "Fit", "default_objective", "fit"]
+__all__ = ["CheckpointError", "Fit", "Posterior", "default_objective", "fit", "fit_stack", "mcmc"]

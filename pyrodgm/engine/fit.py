@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrodgm.core import Energy, GenerativeModel, Implicit, Latent, Tractable
+from pyrodgm.core import Energy, GenerativeModel, Implicit, Latent, Tractable, evaluating
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.result import Fit
-from pyrodgm.engine.rows import as_batches
+from pyrodgm.engine.rows import Batches, as_batches
 from pyrodgm.engine.settings import Settings
 from pyrodgm.engine.surroundings import random_state
 from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
@@ -82,7 +82,8 @@ def fit(
 
     Args:
         model: any member of the four families.
-        data: rows (B, *event) as array or tensor, a pair (x, context), a map-style Dataset or a
+        data: None for an objective that needs none (ReverseKL, Distillation), with 100 steps an epoch; else rows
+            (B, *event) as array or tensor, a pair (x, context), a map-style Dataset or a
             DataLoader that yields x or (x, context); what is not in memory is read once to be checked.
         objective: default by family: maximum likelihood, ELBO, (persistent) contrastive divergence,
             the adversarial game.
@@ -124,6 +125,8 @@ def fit(
         with random_state(torch.device("cpu"), seed):
             objective = default_objective(model)
     objective.check(model)
+    if data is None:
+        data = _own_rows(model, objective, context, batch_size, seed)
     settings = Settings(
         epochs=epochs,
         steps=steps,
@@ -148,6 +151,16 @@ def fit(
         job = _Job(model, objective, data, context, validate, settings, os.getpid(), Path(folder) / "run.pt")
         run: Fit | None = fabric.launch(job)
         return job.fetch() if run is None else run
+
+
+def _own_rows(model: GenerativeModel, objective: Objective, context: Any, batch_size: int, seed: int) -> Tensor:
+    """Rows that only say how many draws are wanted: of each context, or 100 batches."""
+    if objective.needs_data:
+        raise ValueError(f"expected data: {type(objective).__name__} learns from rows, got None")
+    with random_state(model.device, seed):
+        if context is None:
+            return model.sample(1).expand(100 * batch_size, *model.event_shape)
+        return model.sample(None, torch.as_tensor(context).to(model.device, model.dtype))
 
 
 @dataclass
@@ -177,6 +190,7 @@ class _Job:
                 held_out = as_batches(
                     self.model, self.validate, None, s.batch_size, fabric.device, even=False, name="validate", **where
                 )
+            _initialize(self.model, batches, s.seed, fabric.device)
             total = s.steps if s.steps is not None else (s.epochs or _EPOCHS) * batches.per_epoch
             run = Trainer(self.model, self.objective, s, fabric, total, batches.per_epoch).run(batches, held_out)
         if os.getpid() == self.process:
@@ -192,6 +206,17 @@ class _Job:
         self.model.load_state_dict(values.pop("model"))
         self.objective.load_state_dict(values.pop("objective"))
         return Fit(self.model.eval(), self.objective.eval(), **values)
+
+
+def _initialize(model: GenerativeModel, batches: Batches, seed: int, device: torch.device) -> None:
+    """Let the parts that start from data do so by the first batch; between processes, rank 0's start is copied."""
+    if all(bool(getattr(module, "started", True)) for module in model.modules()):
+        return
+    x, context = next(iter(batches.epoch(seed, 0, 0)))
+    model.to(device)
+    dtype = model.dtype
+    with evaluating(model):
+        model.initialize(x.to(device, dtype), None if context is None else context.to(device, dtype))
 
 
 def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:

@@ -1,22 +1,47 @@
 """Markov kernels over vectorised chains, and what is estimated with them."""
 
 from pyrodgm.kernels.ais import AISEstimate, AnnealingPath, annealed_importance_sampling
-from pyrodgm.kernels.base import Info, Kernel, State
+from pyrodgm.kernels.ais_reverse import ReversiblePath, reverse_annealed_importance_sampling
+from pyrodgm.kernels.base import Info, Kernel, State, Tuner
+from pyrodgm.kernels.chees import ChEES
+from pyrodgm.kernels.discrete import CategoricalGibbsWithGradients, GibbsWithGradients
 from pyrodgm.kernels.gibbs import BlockGibbs, Conditionals
+from pyrodgm.kernels.hmc import HMC
 from pyrodgm.kernels.langevin import MALA, RandomWalk, energy_and_gradient
+from pyrodgm.kernels.metric import Dense, Diagonal, Metric
+from pyrodgm.kernels.nuts import NUTS
 from pyrodgm.kernels.pyro_adapter import PyroKernel
+from pyrodgm.kernels.sweep import GibbsSweep, Sweepable
+from pyrodgm.kernels.tempered import Annealable, TemperedTransitions
+from pyrodgm.kernels.tempering import ParallelTempering
 
 __all__ = [
+    "HMC",
     "MALA",
+    "NUTS",
     "AISEstimate",
+    "Annealable",
     "AnnealingPath",
     "BlockGibbs",
+    "CategoricalGibbsWithGradients",
+    "ChEES",
     "Conditionals",
+    "Dense",
+    "Diagonal",
+    "GibbsSweep",
+    "GibbsWithGradients",
     "Info",
     "Kernel",
+    "Metric",
+    "ParallelTempering",
     "PyroKernel",
     "RandomWalk",
+    "ReversiblePath",
     "State",
+    "Sweepable",
+    "TemperedTransitions",
+    "Tuner",
     "annealed_importance_sampling",
     "energy_and_gradient",
+    "reverse_annealed_importance_sampling",
 ]

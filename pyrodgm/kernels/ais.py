@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["AISEstimate", "AnnealingPath", "annealed_importance_sampling"]
+__all__ = ["AISEstimate", "AnnealingPath", "annealed_importance_sampling", "inverse_temperatures"]
 
 
 class AnnealingPath(Protocol):
@@ -40,6 +40,24 @@ class AISEstimate(NamedTuple):
     log_z: Tensor
     standard_error: Tensor
     log_weights: Tensor
+
+
+def inverse_temperatures(temperatures: int | Tensor) -> Tensor:
+    """K equal steps from 0 to 1, or the steps that are given: (K + 1,).
+
+    Raises: ValueError if they do not rise from 0 to 1.
+    Example:
+        >>> inverse_temperatures(2).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    betas = temperatures
+    if not isinstance(betas, Tensor):
+        betas = torch.linspace(0, 1, betas + 1, dtype=torch.float64)
+    if betas.dim() != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() < 0).any()):
+        raise ValueError(
+            "expected inverse temperatures that rise from 0 to 1, or how many; e.g. torch.linspace(0, 1, 1001)"
+        )
+    return betas
 
 
 @torch.no_grad()
@@ -75,13 +93,7 @@ def annealed_importance_sampling(
     """
     if chains < 2:
         raise ValueError(f"expected chains >= 2 (the standard error needs two), got {chains}")
-    betas = temperatures
-    if not isinstance(betas, Tensor):
-        betas = torch.linspace(0, 1, betas + 1, dtype=torch.float64)
-    if betas.dim() != 1 or len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() < 0).any()):
-        raise ValueError(
-            "expected inverse temperatures that rise from 0 to 1, or how many; e.g. torch.linspace(0, 1, 1001)"
-        )
+    betas = inverse_temperatures(temperatures)
     x = path.start(chains, generator)
     betas = betas.to(x.device)
     base = path.base_log_partition

@@ -1,7 +1,8 @@
 r"""Contract 5, read this file first: a Markov kernel is an (init, step) pair over vectorised chains.
 
 ``init(potential, positions) -> state`` and ``step(state, generator) -> (state, info)``; the
-leading dimension of positions is the chain. The same kernel makes an energy model's negatives,
+leading dimension of positions is the chain. ``tuner(state, steps)`` is what adapts it while the chains
+warm up, over all of them together. The same kernel makes an energy model's negatives,
 refines a latent posterior, and runs the posterior of any Pyro program (:meth:`Kernel.pyro`).
 """
 
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Info", "Kernel", "State"]
+__all__ = ["Info", "Kernel", "State", "Tuner"]
 
 Potential = Callable[[Tensor], Tensor]
 
@@ -27,18 +28,57 @@ class State(NamedTuple):
         potential: what the kernel was initialised with; for energy kernels, (chains, *event) -> (chains,).
         energy: potential at the positions, (chains,), or None for kernels that do not need it.
         gradient: of the energy, like positions, or None.
+        moves: steps made so far, which a quasi-random sequence reads.
+        memory: what else a kernel keeps between steps (momenta, hot replicas), (chains, ...) each.
     """
 
     positions: Tensor
     potential: Any
     energy: Tensor | None = None
     gradient: Tensor | None = None
+    moves: int = 0
+    memory: tuple[Tensor, ...] = ()
 
 
 class Info(NamedTuple):
-    """What one step did: ``accept_prob`` (chains,), 1 where the kernel always moves."""
+    """What one step did.
+
+    Attributes:
+        accept_prob: (chains,), 1 where the kernel always moves.
+        diverging: (chains,) of bool, where the integrator left the energy surface; None without integrator.
+        steps: leapfrog steps of each chain, (chains,), or None.
+        depth: doublings of each chain's trajectory, (chains,), or None.
+        energy: Hamiltonian of the state reached, (chains,), or None.
+        proposal: positions and momenta before the Metropolis test, each like positions, or None.
+        inner: what a kernel of kernels has to tell besides, or None.
+    """
 
     accept_prob: Tensor
+    diverging: Tensor | None = None
+    steps: Tensor | None = None
+    depth: Tensor | None = None
+    energy: Tensor | None = None
+    proposal: tuple[Tensor, Tensor] | None = None
+    inner: Any = None
+
+
+class Tuner:
+    """How a kernel is tuned while the chains warm up; this one leaves it as it is.
+
+    A kernel never changes: before each warm-up step one asks the tuner for the kernel to use, after it one
+    tells the tuner what happened. What ``kernel`` is at the end is what the draws are made with.
+
+    Args:
+        kernel: what warm-up starts from.
+    Attributes:
+        kernel: for the next step.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def update(self, before: State, after: State, info: Info) -> None:
+        """Learn from one step of ``self.kernel``."""
 
 
 class Kernel(ABC):
@@ -54,6 +94,10 @@ class Kernel(ABC):
     @abstractmethod
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         """One move of every chain; noise comes from ``generator``, or torch's own."""
+
+    def tuner(self, state: State, steps: int, generator: torch.Generator | None = None) -> Tuner:
+        """What tunes this kernel in ``steps`` warm-up steps of the chains that stand at ``state``."""
+        return Tuner(self)
 
     def pyro(self, model: Callable[..., Any]) -> Any:
         """This kernel as a ``pyro.infer.mcmc.MCMCKernel`` over the latent sites of a Pyro program."""

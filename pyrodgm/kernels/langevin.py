@@ -11,7 +11,19 @@ __all__ = ["MALA", "RandomWalk", "energy_and_gradient"]
 
 
 def energy_and_gradient(potential: Potential, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """(E, dE/dx) of every chain: (chains, *event) -> (chains,), (chains, *event), cut from any graph."""
+    """(E, dE/dx) of every chain: (chains, *event) -> (chains,), (chains, *event), cut from any graph.
+
+    A potential that has a quicker way has a method ``energy_and_gradient`` of its own.
+    Raises: TypeError if the potential is no energy.
+    """
+    own = getattr(potential, "energy_and_gradient", None)
+    if own is not None:
+        return own(positions)
+    if not callable(potential):
+        raise TypeError(
+            f"expected an energy, (chains, *event) -> (chains,), got {type(potential).__name__}; "
+            "kernels that move by gradients do not sample from conditionals, BlockGibbs does"
+        )
     with torch.enable_grad():
         x = positions.detach().requires_grad_()
         energy = potential(x)
@@ -51,7 +63,7 @@ class MALA(Kernel):
         return State(positions.detach(), potential, *energy_and_gradient(potential, positions))
 
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
-        x, potential, energy, gradient = state
+        x, potential, energy, gradient, moves, _ = state
         if energy is None or gradient is None:
             raise ValueError("expected a state with its energy and gradient, got none; make it by MALA.init")
         epsilon = self.step_size
@@ -68,6 +80,7 @@ class MALA(Kernel):
             potential,
             torch.where(accept, energy_y, energy),
             torch.where(moved, gradient_y, gradient),
+            moves + 1,
         ), Info(accept_prob)
 
 
@@ -96,14 +109,14 @@ class RandomWalk(Kernel):
 
     @torch.no_grad()
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
-        x, potential, energy, _ = state
+        x, potential, energy, _, moves, _ = state
         if energy is None:
             raise ValueError("expected a state with its energy, got none; make it by RandomWalk.init")
         y = x + self.step_size * _normal_like(x, generator)
         energy_y = potential(y)
         accept, accept_prob = _metropolis(energy - energy_y, generator)
         x = torch.where(accept.reshape(-1, *[1] * (x.dim() - 1)), y, x)
-        return State(x, potential, torch.where(accept, energy_y, energy)), Info(accept_prob)
+        return State(x, potential, torch.where(accept, energy_y, energy), None, moves + 1), Info(accept_prob)
 
 
 def _positive(step_size: float) -> float:

@@ -1,0 +1,182 @@
+"""Two layers without links inside a layer: their conditionals, their annealing path, their normaliser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
+
+from pyrodgm.energy.normalised import binary_states
+from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
+from pyrodgm.kernels.ais import annealed_importance_sampling
+from pyrodgm.kernels.ais_reverse import reverse_annealed_importance_sampling
+
+__all__ = ["AnnealedRBM", "RBMConditionals", "enumerate_layers", "estimate_log_partition", "few_states"]
+
+_MOST_UNITS = 25  # 2^25 states of a layer are minutes of work, each further unit doubles them
+_NUMBERS_AT_ONCE = 2**22  # of an enumeration, 32 MB
+_NUMBERS_QUICK = 2**27  # an enumeration of so many numbers takes about a second
+
+
+class RBMConditionals:
+    """The two conditionals of an RBM with its biases fixed: what :class:`BlockGibbs` samples from.
+
+    Args:
+        weight: (H, V).
+        visible_bias: (V,), or (chains, V) where each chain has a context of its own.
+        hidden_bias: (H,) or (chains, H).
+        units: the visible family; default Bernoulli.
+    """
+
+    def __init__(
+        self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, units: VisibleUnits | None = None
+    ) -> None:
+        self.weight = weight.detach()
+        self.visible_bias = visible_bias.detach()
+        self.hidden_bias = hidden_bias.detach()
+        self.units = BernoulliUnits() if units is None else units
+
+    def hidden_given_visible(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        inputs = self.units.statistic(v).detach()
+        return draw_bernoulli(torch.addmm(self.hidden_bias, inputs, self.weight.t()), generator)
+
+    def visible_given_hidden(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.units.draw(torch.addmm(self.visible_bias, h, self.weight), generator)
+
+    def path(self) -> AnnealedRBM:
+        """From independent units with these visible biases to the RBM."""
+        return AnnealedRBM(self.weight, self.visible_bias, self.hidden_bias, self.visible_bias, self.units)
+
+
+class AnnealedRBM:
+    r"""The path of :meth:`RBM.log_partition`: hidden inputs and visible biases grow with beta.
+
+    .. math:: f_\beta(v) = e^{g(v) + T(v)^\top ((1 - \beta) b_0 + \beta b)} \prod_j (1 + e^{\beta (c_j + W_j T(v))})
+
+    Args:
+        weight: (H, V).
+        b: visible biases, (V,) or (chains, V).
+        c: hidden biases, (H,) or (chains, H).
+        base: b_0, like b.
+        units: the visible family.
+    """
+
+    def __init__(self, weight: Tensor, b: Tensor, c: Tensor, base: Tensor, units: VisibleUnits) -> None:
+        self.weight, self.b, self.c, self.base, self.units = weight, b, c, base, units
+        self._each = b.dim() > 1  # chains with biases of their own
+        rows = (weight,) if self._each else (weight, base.unsqueeze(0), b.unsqueeze(0))
+        self._columns = torch.cat(rows).t().contiguous()
+        self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def base_log_partition(self) -> Tensor:
+        return self.units.log_partition(self.base).sum().detach() + len(self.c) * math.log(2)
+
+    def start(self, chains: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.units.draw(self.base.expand(chains, -1).clone(), generator)
+
+    def _products(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c + W T, base T and b T: two densities and a move at one v share the pass over it."""
+        if self._last is None or self._last[0] is not v:
+            t = self.units.statistic(v).detach()
+            products = t @ self._columns
+            if self._each:
+                self._last = v, products + self.c, (t * self.base).sum(-1), (t * self.b).sum(-1)
+            else:
+                self._last = v, products[:, :-2] + self.c, products[:, -2], products[:, -1]
+        return self._last[1:]
+
+    def log_density(self, x: Tensor, beta: Tensor) -> Tensor:
+        inputs, base, visible = self._products(x)
+        return torch.lerp(base, visible, beta) + softplus(beta * inputs).sum(-1) + self.units.carrier(x)
+
+    def move(self, x: Tensor, beta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        h = draw_bernoulli(beta * self._products(x)[0], generator)
+        location = torch.addmm(torch.lerp(self.base, self.b, beta), h * beta, self.weight)
+        return self.units.draw(location, generator)
+
+    def reverse_move(self, x: Tensor, beta: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.move(x, beta, generator)  # v -> h -> v' is its own reversal
+
+
+def few_states(weight: Tensor, units: VisibleUnits) -> bool:
+    """Whether the exact log Z takes about a second at most."""
+    hidden, visible = weight.shape
+    least, other = (visible, hidden) if _binary(units) and visible < hidden else (hidden, visible)
+    return least <= _MOST_UNITS and 2**least * other <= _NUMBERS_QUICK
+
+
+def _binary(units: VisibleUnits) -> bool:
+    return isinstance(units, BernoulliUnits)
+
+
+def enumerate_layers(weight: Tensor, b: Tensor, c: Tensor, units: VisibleUnits) -> Tensor:
+    """log of the sum over all states: the hidden layer, or the smaller one of two binary layers, state by state.
+
+    Args:
+        weight: (H, V).
+        b, c: visible and hidden biases, (V,), (H,).
+        units: the visible family.
+    Shapes: returns (), with gradients.
+    Raises: ValueError for a layer of more than 25 units.
+    """
+    if _binary(units) and weight.shape[0] > weight.shape[1]:
+        weight, b, c = weight.t(), c, b
+    layer, others = weight.shape
+    if layer > _MOST_UNITS:
+        raise ValueError(
+            f"expected a layer of at most {_MOST_UNITS} units to enumerate, got layers of {others} and "
+            f'{layer}; use log_partition("ais")'
+        )
+    low = min(layer, max(0, int(math.log2(_NUMBERS_AT_ONCE / others))))
+    states = binary_states(low, weight)
+    bias, inputs = states @ c[:low], states @ weight[:low] + b  # (2^low,), (2^low, others)
+
+    def chunk(high: Tensor) -> Tensor:
+        """The states whose last layer - low units are ``high``."""
+        total = units.log_partition(inputs + high @ weight[low:]) + bias
+        return total.logsumexp(0) + high @ c[low:]
+
+    # with gradients, many chunks are computed twice rather than all kept
+    again = layer > low and torch.is_grad_enabled() and any(t.requires_grad for t in (weight, b, c))
+    parts = [
+        checkpoint(chunk, high, use_reentrant=False) if again else chunk(high)
+        for high in binary_states(layer - low, weight)
+    ]
+    return torch.stack(parts).logsumexp(0)
+
+
+def estimate_log_partition(
+    method: str,
+    weight: Tensor,
+    b: Tensor,
+    c: Tensor,
+    base: Tensor,
+    units: VisibleUnits,
+    samples: Tensor | None,
+    chains: int,
+    temperatures: int | Tensor,
+    seed: int | None,
+) -> tuple[Tensor, Tensor]:
+    """log Z of two layers and its standard error in float64, by "exact", "ais" or "reverse": (), ().
+
+    Raises: ValueError for another method, for "reverse" without samples, for too many units by "exact".
+    """
+    weight, b, c, base = (t.double() for t in (weight, b, c, base))
+    if method == "exact":
+        log_z = enumerate_layers(weight, b, c, units)
+        return log_z, torch.zeros_like(log_z)
+    if method not in ("ais", "reverse"):
+        raise ValueError(f'expected method "exact" or "ais" or "reverse", got {method!r}')
+    generator = None if seed is None else torch.Generator(weight.device).manual_seed(seed)
+    path = AnnealedRBM(weight.detach(), b.detach(), c.detach(), base.detach(), units)
+    if method == "ais":
+        estimate = annealed_importance_sampling(path, chains, temperatures, generator)
+    elif samples is None:
+        raise ValueError('expected samples= of the model for "reverse", got none; pass model.sample(1000)')
+    else:
+        estimate = reverse_annealed_importance_sampling(path, samples.double(), temperatures, generator)
+    return estimate.log_z, estimate.standard_error

@@ -1,0 +1,176 @@
+"""A program run anew at draws of its latent sites: likelihoods, predictions, the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyrodgm.core import sample_sites
+from pyrodgm.engine.surroundings import random_state, validation
+
+__all__ = ["Observed", "log_likelihood", "observed_data", "posterior_predictive", "prior"]
+
+_NUMBERS_AT_ONCE = 2**22  # of the program's values in flight
+
+
+class Observed(dict[str, Tensor]):
+    """Observed values by site.
+
+    Attributes:
+        complete: whether the draws hold every latent site, so that the observed ones are independent of the rest.
+    """
+
+    complete: bool = True
+
+
+def _deterministic(site: Any) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _observed_sites(trace: Any) -> dict[str, Any]:
+    return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not _deterministic(s)}
+
+
+def _first(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v[0, 0] for k, v in samples.items()}
+
+
+def _trace_at(program: Callable[..., Any], row: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    """The trace of a program whose latent sites are at ``row``; they do not count as observed."""
+    with poutine.block():
+        return poutine.trace(_Replay(row)(program)).get_trace(*args, **kwargs)
+
+
+class _Replay(Messenger):
+    def __init__(self, row: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.row = row
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.row and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.row[msg["name"]], True
+
+
+class _Redraw(Messenger):
+    """Draws observed sites anew, as Pyro's ``uncondition``, but leaves deterministic ones as they are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not _deterministic(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def _over_draws(
+    function: Callable[[dict[str, Tensor]], dict[str, Tensor]], rows: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """``function`` of every row, by vmap in pieces that fit memory; row by row where the program does not batch."""
+    n = len(next(iter(rows.values())))
+    one = function({k: v[0] for k, v in rows.items()})
+    size = max(1, _NUMBERS_AT_ONCE // max(1, sum(v.numel() for v in one.values())))
+    batched = torch.func.vmap(function, randomness="different", chunk_size=size)
+    with validation(False):
+        try:
+            return batched(rows)
+        except (RuntimeError, NotImplementedError, ValueError):  # a sampler or a branch that vmap has no rule for
+            parts = [function({k: v[i] for k, v in rows.items()}) for i in range(n)]
+    return {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
+
+
+def _flat(samples: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Tensor], torch.Size]:
+    lead = next(iter(samples.values())).shape[:2]
+    return {k: v.flatten(0, 1).to(device) for k, v in samples.items()}, lead
+
+
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any], samples: Mapping[str, Tensor]) -> torch.device:
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    return tensors[0].device if tensors else next(iter(samples.values())).device
+
+
+@torch.no_grad()
+def observed_data(
+    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Observed:
+    """What the program is conditioned on."""
+    row = {k: v.to(_device(args, kwargs, samples)) for k, v in _first(samples).items()}
+    trace = _trace_at(program, row, args, kwargs)
+    found = Observed({k: s["value"] for k, s in _observed_sites(trace).items()})
+    latent = {k for k, s in sample_sites(trace).items() if not s["is_observed"]}
+    found.complete = latent <= set(samples)
+    return found
+
+
+@torch.no_grad()
+def log_likelihood(
+    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """log p of every observed site given the draws' sites, (chains, draws, *batch shape), in nats.
+
+    Raises: ValueError if the draws lack a latent site (one that was summed out).
+    """
+    _need_all(program, samples, args, kwargs)
+
+    def score(row: dict[str, Tensor]) -> dict[str, Tensor]:
+        trace = _trace_at(program, row, args, kwargs)
+        return {k: s["fn"].log_prob(s["value"]) for k, s in _observed_sites(trace).items()}
+
+    rows, lead = _flat(samples, _device(args, kwargs, samples))
+    return {k: v.unflatten(0, lead).cpu() for k, v in _over_draws(score, rows).items()}
+
+
+@torch.no_grad()
+def posterior_predictive(
+    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
+) -> dict[str, Tensor]:
+    """The observed sites drawn anew at every draw, (chains, draws, *site shape).
+
+    Raises: ValueError if the draws lack a latent site (one that was summed out).
+    """
+    names = list(_need_all(program, samples, args, kwargs))
+
+    def draw(row: dict[str, Tensor]) -> dict[str, Tensor]:
+        trace = _trace_at(_Redraw()(program), row, args, kwargs)
+        return _values(trace, names)
+
+    device = _device(args, kwargs, samples)
+    rows, lead = _flat(samples, device)
+    with random_state(device, seed):
+        return {k: v.unflatten(0, lead).cpu() for k, v in _over_draws(draw, rows).items()}
+
+
+@torch.no_grad()
+def prior(
+    program: Callable[..., Any],
+    names: list[str],
+    draws: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seed: int,
+) -> dict[str, Tensor]:
+    """The sites ``names`` drawn from the program without its data, (1, draws, *site shape)."""
+
+    def draw() -> dict[str, Tensor]:
+        with poutine.block():
+            trace = poutine.trace(program).get_trace(*args, **kwargs)
+        return _values(trace, names)
+
+    with random_state(_device(args, kwargs, {"": torch.zeros(())}), seed):
+        parts = [draw() for _ in range(draws)]
+    return {k: torch.stack([p[k] for p in parts]).unsqueeze(0).cpu() for k in names}
+
+
+def _values(trace: Any, names: list[str]) -> dict[str, Tensor]:
+    return {k: trace.nodes[k]["value"] for k in names}
+
+
+def _need_all(program: Callable[..., Any], samples: Mapping[str, Tensor], args: Any, kwargs: Any) -> Observed:
+    observed = observed_data(program, samples, args, kwargs)
+    if not observed.complete:
+        raise ValueError(
+            "expected draws of every latent site, got none of the discrete ones that were summed out; "
+            "rows depend on each other given the rest, so they have no likelihood each"
+        )
+    return observed

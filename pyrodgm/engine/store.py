@@ -1,0 +1,164 @@
+"""Draws written to a folder as they are made, and a run that goes on from them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrodgm.kernels.base import Kernel, State
+
+__all__ = ["DrawStore", "StoredDraws"]
+
+_STATE, _DRAWS = "state.pt", "draws.zarr"
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise ImportError("store= needs zarr: pip install 'pyrodgm[store]'") from error
+    return zarr
+
+
+class StoredDraws(Mapping[str, Tensor]):
+    """The arrays of one group of a store, each read from disk when it is asked for.
+
+    Args:
+        group: of zarr arrays (chains, draws, *shape).
+        draws: how many are whole.
+    """
+
+    def __init__(self, group: Any, draws: int) -> None:
+        self._group, self._draws = group, draws
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self._group[name][:, : self._draws])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(k for k in self._group.array_keys() if k not in ("chain", "draw")))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+class DrawStore:
+    """A folder with ``draws.zarr`` in arviz's layout (groups "posterior", "sample_stats") and the chains' state.
+
+    A block of draws counts once the state that follows it is written, which happens in one rename: a run
+    killed at any moment goes on from its last whole block, with the draws it would have made.
+    ``xarray.open_datatree(folder / "draws.zarr", engine="zarr", consolidated=False)`` reads the draws.
+
+    Args:
+        folder: made if it is not there.
+        fingerprint: what identifies the run.
+    Raises: ValueError from ``resume`` if the folder holds another run; ImportError without zarr.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self.root = _zarr().open_group(folder / _DRAWS, mode="a", zarr_format=2)
+        self.draws = 0
+
+    def resume(self, kernel: Kernel, potential: Any, generator: torch.Generator) -> tuple[State, Kernel, int] | None:
+        """State, tuned kernel and number of draws of the run in the folder, its noise put into ``generator``.
+
+        Returns: None for a new folder.
+        """
+        path = self.folder / _STATE
+        if not path.exists():
+            return None
+        saved = torch.load(path, weights_only=True)
+        if saved["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"expected {self.folder} to hold draws of this run, {self.fingerprint}, got {saved['fingerprint']}; "
+                "choose another folder"
+            )
+        device = generator.device
+        positions = saved["positions"].to(device)
+        energy, gradient = (None if t is None else t.to(device) for t in saved["energy"])
+        self.draws = saved["draws"]
+        generator.set_state(saved["generator"])
+        memory = tuple(t.to(device) for t in saved["memory"])
+        state = State(positions, potential, energy, gradient, saved["moves"], memory)
+        return state, _with_settings(kernel, saved["kernel"], positions), self.draws
+
+    def append(
+        self,
+        samples: Mapping[str, Tensor],
+        stats: Mapping[str, Tensor],
+        state: State,
+        kernel: Kernel,
+        generator: torch.Generator,
+    ) -> None:
+        """Write a block of draws, (chains, block, *shape) each, then the state that follows it."""
+        block = next(iter(samples.values())).shape[1]
+        end = self.draws + block
+        for name, values in (("posterior", samples), ("sample_stats", stats)):
+            group = self.root.require_group(name)
+            for key, value in values.items():
+                self._write(group, key, value, end)
+            self._coordinates(group, self.fingerprint["chains"], end)
+        saved = {
+            "fingerprint": self.fingerprint,
+            "draws": end,
+            "positions": state.positions.cpu(),
+            "energy": [None if t is None else t.cpu() for t in (state.energy, state.gradient)],
+            "moves": state.moves,
+            "memory": [t.cpu() for t in state.memory],
+            "kernel": _settings(kernel),
+            "generator": generator.get_state(),
+        }
+        half = self.folder / f"{_STATE}.part"
+        torch.save(saved, half)
+        os.replace(half, self.folder / _STATE)
+        self.draws = end
+
+    def _write(self, group: Any, name: str, value: Tensor, end: int) -> None:
+        array = group.get(name)
+        if array is None:
+            array = group.create_array(
+                name,
+                shape=(value.shape[0], 0, *value.shape[2:]),
+                chunks=tuple(max(1, size) for size in value.shape),
+                dtype=value.numpy().dtype,
+            )
+            array.attrs["_ARRAY_DIMENSIONS"] = ["chain", "draw", *(f"{name}_dim_{i}" for i in range(value.dim() - 2))]
+        array.resize((value.shape[0], end, *value.shape[2:]))
+        array[:, self.draws : end] = value.numpy()
+
+    def _coordinates(self, group: Any, chains: int, draws: int) -> None:
+        for name, size in (("chain", chains), ("draw", draws)):
+            array = group.get(name)
+            if array is None:
+                array = group.create_array(name, shape=(0,), chunks=(max(size, 1000),), dtype="int64")
+                array.attrs["_ARRAY_DIMENSIONS"] = [name]
+            array.resize((size,))
+            array[:] = torch.arange(size).numpy()
+
+    def read(self) -> tuple[StoredDraws, StoredDraws]:
+        """The posterior and the statistics."""
+        return StoredDraws(self.root["posterior"], self.draws), StoredDraws(self.root["sample_stats"], self.draws)
+
+
+def _settings(kernel: Kernel) -> dict[str, Any]:
+    """The numbers of a kernel, its mass matrix, and those of the kernels inside it."""
+    found = {k: v for k, v in vars(kernel).items() if isinstance(v, (int, float, bool, Tensor))}
+    inner = {k: _settings(v) for k, v in vars(kernel).items() if isinstance(v, Kernel)}
+    metric = getattr(kernel, "metric", None)
+    mass = None if metric is None or metric.inverse_mass is None else metric.inverse_mass.cpu()
+    return {"numbers": found, "inverse_mass": mass, "inner": inner}
+
+
+def _with_settings(kernel: Kernel, saved: dict[str, Any], like: Tensor) -> Kernel:
+    tuned: Any = copy.copy(kernel)
+    vars(tuned).update(saved["numbers"])
+    vars(tuned).update({k: _with_settings(getattr(kernel, k), v, like) for k, v in saved["inner"].items()})
+    if saved["inverse_mass"] is not None:
+        tuned.metric = tuned.metric.fitted(saved["inverse_mass"], like)
+    return tuned

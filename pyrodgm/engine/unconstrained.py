@@ -1,0 +1,194 @@
+"""A Pyro program's posterior as an energy over one unconstrained vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceTreeEvaluator
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyrodgm.core import sample_sites
+
+__all__ = ["Slot", "UnconstrainedProgram"]
+
+
+class Slot(NamedTuple):
+    """Where a latent site lies in the vector.
+
+    Attributes:
+        start, stop: its part of the vector.
+        shape: of the site in the unconstrained space.
+        dtype: of the site's values.
+    """
+
+    start: int
+    stop: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class _Place(Messenger):
+    """Gives each latent site the value that a vector holds for it, and sums the log-Jacobians.
+
+    The bijection is that of the support which the site has in this very run, so supports may depend on other sites.
+    """
+
+    def __init__(self, slots: dict[str, Slot], vector: Tensor, discrete: list[str]) -> None:
+        super().__init__()
+        self.slots, self.vector, self.discrete = slots, vector, discrete
+        self.ladj: Tensor = vector.new_zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        slot = self.slots.get(msg["name"])
+        if slot is None:
+            if not msg["is_observed"] and msg["name"] not in self.discrete and not site_is_subsample(msg):
+                raise ValueError(
+                    f"expected the same latent sites in every run of the program, got {msg['name']!r} "
+                    f"beside {sorted(self.slots)}; marginalise the choice between them"
+                )
+            return
+        u = self.vector[slot.start : slot.stop].reshape(slot.shape).to(slot.dtype)
+        transform = biject_to(msg["fn"].support)
+        msg["value"] = value = transform(u)
+        msg["done"] = True
+        self.ladj = self.ladj + transform.log_abs_det_jacobian(u, value).sum().to(self.vector.dtype)
+
+
+class _Read(Messenger):
+    """The inverse of :class:`_Place`: the program at given values of sites, which it keeps unconstrained."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values, self.found = values, dict[str, Tensor]()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"] = value = self.values[msg["name"]]
+            msg["done"] = True
+            self.found[msg["name"]] = biject_to(msg["fn"].support).inv(value)
+
+
+class UnconstrainedProgram:
+    r"""The latent sites of a static Pyro program in one vector u, and the program's energy there.
+
+    .. math:: E(u) = -\log p(z(u), x) - \log \left| \det \frac{\partial z}{\partial u} \right|
+
+    z(u) maps each part of u onto its site's support by ``biject_to``. Discrete latent sites are summed out by Pyro's
+    enumeration.
+
+    Args:
+        program: whose sites are the same in every run; conditioned by ``obs=`` or ``poutine.condition``.
+        args, kwargs: what it is called with.
+    Attributes:
+        slots: name of each continuous latent site -> where it lies.
+        size: D, of the vector.
+        enumerated: names of the discrete sites that are summed out.
+        observed: names of the observed sites.
+    Raises: ValueError for a program without continuous latent sites, with discrete sites that cannot be enumerated,
+        or with a plate that takes a part of its rows.
+    Source: Carpenter et al. (2017), Stan: a probabilistic programming language, section 2.5 (the change of variables).
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def program():
+        ...     return pyro.sample("scale", dist.Exponential(1.0))
+        >>> energy = UnconstrainedProgram(program)
+        >>> u = torch.zeros(1)
+        >>> energy(u), energy.constrain(u)["scale"]  # E = exp(u) - u
+        (tensor(1.), tensor(1.))
+    """
+
+    def __init__(self, program: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
+        self.args, self.kwargs = args, dict(kwargs or {})
+        with torch.no_grad(), poutine.block():
+            trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        _refuse_subsampling(trace)
+        sites = sample_sites(trace)
+        latent = {k: s for k, s in sites.items() if not s["is_observed"]}
+        self.observed = [k for k, s in sites.items() if s["is_observed"] and not _deterministic(s)]
+        self.enumerated = [k for k, s in latent.items() if s["fn"].support.is_discrete]
+        for name in self.enumerated:
+            if not latent[name]["fn"].has_enumerate_support:
+                raise ValueError(
+                    f"expected discrete latent sites with finitely many values, got {name!r} of "
+                    f"{type(latent[name]['fn']).__name__}; sum it out by hand, or condition on it"
+                )
+        self.slots: dict[str, Slot] = {}
+        self.size = 0
+        for name, site in latent.items():
+            if name in self.enumerated:
+                continue
+            u = biject_to(site["fn"].support).inv(site["value"])
+            self.slots[name] = Slot(self.size, self.size + u.numel(), u.shape, u.dtype)
+            self.size += u.numel()
+        if not self.slots:
+            raise ValueError("expected a program with a continuous latent site, got none; sample one without obs=")
+        self.dtype = reduce(torch.promote_types, [slot.dtype for slot in self.slots.values()])
+        self.device = next(latent[name]["value"].device for name in self.slots)
+        frames = [f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized]
+        self._nesting = max((-f.dim for f in frames), default=0)
+        self.program = program
+        self._expected = set(latent)
+        self._scored = program
+        if self.enumerated:
+            self._scored = poutine.enum(config_enumerate(program, "parallel"), first_available_dim=-1 - self._nesting)
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """E(u) in nats, (D,) -> ()."""
+        place = _Place(self.slots, u, self.enumerated)
+        with poutine.block(), place:
+            trace = poutine.trace(self._scored).get_trace(*self.args, **self.kwargs)
+        missing = self._expected - set(trace.nodes)
+        if missing:
+            raise ValueError(
+                f"expected the same latent sites in every run of the program, got one without {sorted(missing)}; "
+                "marginalise the choice between them"
+            )
+        if self.enumerated:
+            log_joint = TraceTreeEvaluator(trace, True, self._nesting).log_prob(trace)
+        else:
+            log_joint = trace.log_prob_sum()
+        return -(log_joint + place.ladj)
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """Values of the continuous latent and the deterministic sites at u, (D,) -> name to (*site shape)."""
+        with poutine.block(), _Place(self.slots, u, self.enumerated):
+            trace = poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
+        return {
+            k: s["value"]
+            for k, s in sample_sites(trace).items()
+            if k in self.slots or (_deterministic(s) and not self.enumerated)
+        }
+
+    def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
+        """The vector whose sites have these values, (D,).
+
+        Raises: ValueError if the names are not the latent sites'.
+        """
+        if set(values) != set(self.slots):
+            raise ValueError(f"expected values of the sites {sorted(self.slots)}, got {sorted(values)}")
+        with torch.no_grad(), poutine.block(), _Read(values) as read:
+            self.program(*self.args, **self.kwargs)
+        return torch.cat([read.found[k].expand(s.shape).reshape(-1).to(self.dtype) for k, s in self.slots.items()])
+
+
+def _deterministic(site: Any) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _refuse_subsampling(trace: Any) -> None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            rows = len(site["value"])
+            if rows < site["fn"].size:
+                raise ValueError(
+                    f"expected plates over all their rows, got {rows} of {site['fn'].size} in {name!r}; "
+                    "MCMC needs the whole likelihood: drop subsample_size="
+                )
