@@ -17,45 +17,142 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
 from pyrodgm.bijectors import (
+    ActNorm,
     AdditiveCoupling,
     Affine,
     AffineCoupling,
     Autoregressive,
+    BatchNorm,
     Bijector,
+    CircularSpline,
     Compose,
+    Continuous,
+    Coupling,
+    CubicSpline,
+    Elementwise,
     Fixed,
     Householder,
     Inverse,
+    LeakyReLU,
     LinearSpline,
     LULinear,
+    MaskedCoupling,
     MixtureLogisticCDF,
+    MultiScale,
+    ODESolver,
     Permutation,
+    Pixels,
     Planar,
     QuadraticSpline,
     Radial,
     RationalQuadraticSpline,
+    Sigmoid,
+    Split,
+    Squeeze,
     Univariate,
+    checkerboard,
 )
 from pyrodgm.core import GenerativeModel
-from pyrodgm.energy import RBM
-from pyrodgm.guides import Amortized, EmptyGuide
+from pyrodgm.distributions import Codes, DiscretizedLogistic
+from pyrodgm.energy import (
+    RBM,
+    BoltzmannMachine,
+    DeepBoltzmannMachine,
+    GaussianUnits,
+    JointEnergy,
+    NeuralEnergy,
+    SoftmaxUnits,
+    VisibleUnits,
+)
+from pyrodgm.energy.twins import TwinRBM
+from pyrodgm.guides import (
+    Amortized,
+    Corrupted,
+    EmptyGuide,
+    FlowGuide,
+    FullCovariance,
+    Hierarchical,
+    MaskingNoise,
+    MeanField,
+    SemiAmortized,
+    Sites,
+)
 from pyrodgm.implicit import GAN
-from pyrodgm.kernels import MALA, BlockGibbs, Kernel, RandomWalk
-from pyrodgm.latent import VAE
+from pyrodgm.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    BlockGibbs,
+    CategoricalGibbsWithGradients,
+    ChEES,
+    Dense,
+    GibbsSweep,
+    GibbsWithGradients,
+    Kernel,
+    ParallelTempering,
+    RandomWalk,
+    TemperedTransitions,
+)
+from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, Dequantized, ProdLDA
+from pyrodgm.nets import SkipMLP
 from pyrodgm.objectives import (
     ELBO,
     Adversarial,
+    AdversarialAutoencoder,
+    AdversarialVariationalBayes,
+    BetaTCVAE,
     ContrastiveDivergence,
+    DenoisingScoreMatching,
+    Distillation,
+    FreeBits,
     ImportanceWeighted,
+    InfoVAE,
+    JointLikelihood,
+    LaggingInference,
+    LinearAnnealing,
     MaximumLikelihood,
+    MeanFieldContrastive,
     Minimax,
+    NoiseContrastive,
     Objective,
     PyroObjective,
+    ReplayDivergence,
+    ReverseKL,
+    ReweightedWakeSleep,
+    ScoreMatching,
+    SlicedScoreMatching,
+    SemiSupervised,
+    VariationalEM,
+    VectorQuantization,
+    WakeSleep,
 )
-from pyrodgm.tractable import IAF, MADE, MAF, Flow, GaussianMixtureConditional, Parametric, RealNVP, StandardNormal
+from pyrodgm.tractable import (
+    FFJORD,
+    IAF,
+    MADE,
+    MAF,
+    NICE,
+    NSF,
+    CategoricalConditional,
+    Flow,
+    FlowPlusPlus,
+    GaussianMixtureConditional,
+    Glow,
+    ImageFlow,
+    ImageFlowPlusPlus,
+    ImageRealNVP,
+    Mixture,
+    Parametric,
+    PlanarFlow,
+    RealNVP,
+    Resampled,
+    StandardNormal,
+    VampPrior,
+)
 
 C = 2  # context size of every conditional variant
 HIDDEN = [12]
@@ -70,7 +167,12 @@ class ModelCase:
         conditional: makes it with ``context=C``; None where the class has no such form.
         binary: claim: the support is {0, 1}^D with few D, so sums over it are exact.
         reparameterised: claim: draws of its distribution carry gradients.
-        sequential: scoring goes feature by feature, in an order that is read from a tensor.
+        sequential: scoring goes step by step, in an order (of features, of times) that is read from a tensor.
+        counts: the rows are whole numbers >= 0.
+        levels: the rows are one-hot groups of so many numbers.
+        deterministic: claim: its guide is a point mass, so all importance weights of a row are one number.
+        latents: claim: the latent sites of a model of the latent family.
+        labels: its context is one-hot labels, all zeros where a label is unknown.
     """
 
     build: Callable[[], Any]
@@ -78,17 +180,35 @@ class ModelCase:
     binary: bool = False
     reparameterised: bool = False
     sequential: bool = False
+    deterministic: bool = False
+    counts: bool = False
+    levels: int = 0
+    latents: tuple[str, ...] = ("z",)
+    labels: bool = False
 
 
 @dataclass(frozen=True)
 class BijectorCase:
-    """A bijector of ``features`` features; claims as in :class:`ModelCase`, measured by the Jacobian."""
+    """A bijector of ``features`` features, or of a whole event shape; claims as in :class:`ModelCase`, measured by the
+    Jacobian. ``to`` is the event shape of y where it is another one.
+    """
 
     build: Callable[[], Bijector]
     conditional: Callable[[], Bijector] | None
-    features: int
+    features: int | tuple[int, ...]
     triangular: bool = False
     volume_preserving: bool = False
+    to: tuple[int, ...] | None = None
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The event shape of x."""
+        return (self.features,) if isinstance(self.features, int) else self.features
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """The event shape of y."""
+        return self.event if self.to is None else self.to
 
 
 @dataclass(frozen=True)
@@ -101,19 +221,30 @@ class GuideCase:
 
 @dataclass(frozen=True)
 class ObjectiveCase:
-    """An objective for one model; ``models`` names the case in MODELS that it trains, ``players`` who moves."""
+    """An objective for one model; ``models`` names the case in MODELS that it trains, ``players`` who moves.
+
+    ``rowwise`` is the claim that copies of the rows leave the loss where it is; a statistic of pairs of rows moves.
+    ``general``: it takes every model of its family.
+    """
 
     build: Callable[[GenerativeModel], Objective]
     model: str
     players: tuple[str, ...] = ("model",)
+    rowwise: bool = True
+    general: bool = True
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A kernel and its kind of target: "gaussian" (moves by energies) or "rbm" (by conditionals)."""
+    """A kernel and its kind of target: "gaussian" (moves by energies), "rbm" or "boltzmann" (by conditionals), "binary" or
+    "categorical" (moves by the gradient of an energy of discrete units).
+
+    settle: steps until what it remembers beside its positions has the joint law that it leaves invariant.
+    """
 
     build: Callable[[], Kernel]
     target: str
+    settle: int = 0
 
 
 def _made(context: int = 0, **options: Any) -> MADE:
@@ -122,6 +253,10 @@ def _made(context: int = 0, **options: Any) -> MADE:
 
 def _mixture(context: int = 0) -> MADE:
     return MADE(2, HIDDEN, GaussianMixtureConditional(3), context, activation=nn.Tanh)
+
+
+def _nsf(context: int = 0, autoregressive: bool = False) -> NSF:
+    return NSF(2, 2, HIDDEN, context, bins=4, autoregressive=autoregressive, mix=True)
 
 
 def _flow(context: int = 0) -> Flow:
@@ -151,10 +286,113 @@ def _made_vae(context: int = 0) -> VAE:
     )
 
 
-def _rbm(context: int = 0) -> RBM:
-    rbm = RBM(5, 3, context)
+def _mixed(context: int = 0) -> Mixture:
+    gate = nn.Linear(context, 3) if context else None
+    members = [StandardNormal(2), Parametric(dist.Laplace, 2, context, HIDDEN), RealNVP(2, 2, HIDDEN, context)]
+    return Mixture(members, gate)
+
+
+def _binary_mixture(context: int = 0) -> Mixture:
+    return Mixture([_made(context), Parametric(dist.Bernoulli, 5)])
+
+
+def _vamp(context: int = 0) -> VampPrior:
+    return VampPrior(Parametric(dist.Normal, 2, 3 + context, HIDDEN), 4, context)
+
+
+def _prior_vae(prior: str, context: int = 0) -> VAE:
+    """A VAE of Bernoulli features with the prior of that name."""
+    guide = Parametric(dist.Normal, 2, 5 + context, HIDDEN)
+    priors = {
+        "made": lambda: _mixture(context),
+        "mixture": lambda: _mixed(context),
+        "vamp": lambda: VampPrior(guide, 4, context, constraints.unit_interval),
+    }
+    return VAE(priors[prior](), Parametric(dist.Bernoulli, 5, 2 + context, HIDDEN), guide, context)
+
+
+def _autoencoder(context: int = 0) -> VAE:
+    """A denoising autoencoder: a guide of fixed scale that reads corrupted rows."""
+    guide = Amortized(Parametric(dist.Normal, 2, 5 + context, HIDDEN, fixed={"scale": 0.3}))
+    likelihood = Parametric(dist.Bernoulli, 5, 2 + context, HIDDEN)
+    return VAE(StandardNormal(2), likelihood, Corrupted(guide, MaskingNoise(0.3)), context)
+
+
+def _skip_vae(context: int = 0) -> VAE:
+    likelihood = Parametric(dist.Bernoulli, 5, 2 + context, net=SkipMLP(2 + context, 5, [8, 8]))
+    return VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, 5 + context, HIDDEN), context)
+
+
+def _levels(family: str, context: int = 0) -> Parametric:
+    """Two features of two levels in a family that has as many as one likes."""
+    if family == "logistic":
+        return Parametric(DiscretizedLogistic, 2, context, fixed={"levels": 2})
+    return Parametric(Codes, 2, context, sizes={"logits": 2})
+
+
+def _vqvae(context: int = 0) -> VQVAE:
+    prior = MADE(2, HIDDEN, CategoricalConditional(4), context)
+    return VQVAE.mlp(5, 2, 4, 1, HIDDEN, context, code_prior=prior)
+
+
+def _rbm(context: int = 0, visible: int = 5, units: VisibleUnits | None = None) -> RBM:
+    rbm = RBM(visible, 3, context, units)
     rbm.sample_steps = 30  # five weakly bound units mix in a few sweeps
     return rbm
+
+
+def _boltzmann(hidden: int = 0, context: int = 0) -> BoltzmannMachine:
+    machine = BoltzmannMachine(4, hidden, context)
+    machine.sample_steps = 30
+    return machine
+
+
+def _neural(context: int = 0, base: bool = False) -> NeuralEnergy:
+    density = Parametric(dist.Normal, 2, context, HIDDEN, activation=nn.Tanh) if base else None
+    energy = NeuralEnergy.mlp(2, HIDDEN, context, density)
+    energy.sample_steps = 5  # no contract asks that the chains have arrived
+    return energy
+
+
+def _joint(context: int = 0) -> JointEnergy:
+    energy = JointEnergy.mlp(2, C, HIDDEN, context)
+    energy.sample_steps = 5
+    return energy
+
+
+def _deep(kind: Callable[..., Any], context: int = 0, hidden: Iterable[int] = (3, 2)) -> Any:
+    model = kind(4, list(hidden), context)
+    model.sample_steps = 30
+    return model
+
+
+def _twins() -> TwinRBM:
+    twins = TwinRBM(2, 3, 2, 2)
+    twins.sample_steps = 30
+    return twins
+
+
+def _ffjord(context: int = 0) -> FFJORD:
+    return FFJORD(3, 1, [6], context, solver=ODESolver("dopri8", rtol=1e-8, atol=1e-8))
+
+
+def _image_flow(context: int = 0) -> ImageFlow:
+    return ImageFlow((2, 1, 2), Coupling((2, 1, 2), None, context, [4]), Parametric(dist.Normal, (2, 1, 2)), logit=None)
+
+
+def _image_realnvp(context: int = 0) -> ImageRealNVP:
+    return ImageRealNVP((1, 2, 2), 1, 4, 1, context, logit=None, bound=0.5)
+
+
+def _image_flow_plus_plus(context: int = 0) -> ImageFlowPlusPlus:
+    return ImageFlowPlusPlus((1, 2, 2), 1, 1, 4, 1, context, logit=None)
+
+
+def _dequantized(context: int = 0, variational: bool = False) -> Dequantized:
+    def flow(context: int) -> Flow:
+        return Flow(StandardNormal(2), [AffineCoupling(2, context, HIDDEN), Elementwise(2, Sigmoid())])
+
+    return Dequantized(flow(context), 2, flow(2 + context) if variational else None)
 
 
 ORDER = torch.tensor([2, 0, 4, 1, 3])
@@ -169,8 +407,35 @@ MODELS: dict[str, ModelCase] = {
     "RealNVP": ModelCase(lambda: RealNVP(2, 4, HIDDEN), lambda: RealNVP(2, 4, HIDDEN, C), reparameterised=True),
     "MAF": ModelCase(lambda: MAF(2, 2, HIDDEN), lambda: MAF(2, 2, HIDDEN, C), reparameterised=True),
     "IAF": ModelCase(lambda: IAF(2, 2, HIDDEN), lambda: IAF(2, 2, HIDDEN, C), reparameterised=True, sequential=True),
+    "FFJORD": ModelCase(_ffjord, lambda: _ffjord(C), reparameterised=True, sequential=True),
+    "NICE": ModelCase(lambda: NICE(2, 4, HIDDEN), lambda: NICE(2, 4, HIDDEN, C), reparameterised=True),
+    "NSF": ModelCase(_nsf, lambda: _nsf(C), reparameterised=True),
+    "NSF autoregressive": ModelCase(
+        lambda: _nsf(autoregressive=True), lambda: _nsf(C, autoregressive=True), reparameterised=True
+    ),
+    "FlowPlusPlus": ModelCase(
+        lambda: FlowPlusPlus(2, 2, HIDDEN, components=3),
+        lambda: FlowPlusPlus(2, 2, HIDDEN, C, components=3),
+        reparameterised=True,
+    ),
+    "PlanarFlow": ModelCase(lambda: PlanarFlow(2, 4), lambda: PlanarFlow(2, 4, HIDDEN, C), reparameterised=True),
+    "Glow": ModelCase(lambda: Glow(2, 2, 1, HIDDEN), lambda: Glow(2, 2, 1, HIDDEN, C), reparameterised=True),
+    "Glow image": ModelCase(
+        lambda: Glow((1, 2, 2), 1, 1, [3], logit=None),
+        lambda: Glow((1, 2, 2), 1, 1, [3], C, logit=None),
+        reparameterised=True,
+    ),
+    "ImageFlow": ModelCase(_image_flow, lambda: _image_flow(C), reparameterised=True),
+    "ImageRealNVP": ModelCase(_image_realnvp, lambda: _image_realnvp(C), reparameterised=True),
+    "ImageFlowPlusPlus": ModelCase(_image_flow_plus_plus, lambda: _image_flow_plus_plus(C), reparameterised=True),
     "Flow": ModelCase(_flow, lambda: _flow(C), reparameterised=True),
     "Flow inverse": ModelCase(_inverse_flow, lambda: _inverse_flow(C), reparameterised=True),
+    "Resampled": ModelCase(lambda: Resampled(2, HIDDEN, tries=5), lambda: Resampled(2, HIDDEN, C, tries=5)),
+    "RealNVP of a resampled base": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=Resampled(2, HIDDEN, tries=5)), None),
+    "MAF of a Student's t": ModelCase(
+        lambda: MAF(2, 2, HIDDEN, base=Parametric(dist.StudentT, 2, fixed={"df": 4.0})), None, reparameterised=True
+    ),
+    "Flow of a flow": ModelCase(lambda: MAF(2, 1, HIDDEN, base=RealNVP(2, 2, HIDDEN)), None, reparameterised=True),
     "Parametric normal": ModelCase(
         lambda: Parametric(dist.Normal, 2), lambda: Parametric(dist.Normal, 2, C, HIDDEN), reparameterised=True
     ),
@@ -178,10 +443,54 @@ MODELS: dict[str, ModelCase] = {
         lambda: Parametric(dist.Bernoulli, (2, 2)), lambda: Parametric(dist.Bernoulli, (2, 2), C, HIDDEN), binary=True
     ),
     "StandardNormal": ModelCase(lambda: StandardNormal(2), None, reparameterised=True),
+    "MADE categorical": ModelCase(
+        lambda: MADE(4, HIDDEN, CategoricalConditional(2)),
+        lambda: MADE(4, HIDDEN, CategoricalConditional(2), C),
+        binary=True,
+    ),
+    "Parametric logistic": ModelCase(lambda: _levels("logistic"), lambda: _levels("logistic", C), binary=True),
+    "Parametric codes": ModelCase(lambda: _levels("codes"), lambda: _levels("codes", C), binary=True),
+    "Mixture": ModelCase(_mixed, lambda: _mixed(C)),
+    "Mixture binary": ModelCase(_binary_mixture, lambda: _binary_mixture(C), binary=True),
+    "VampPrior": ModelCase(_vamp, lambda: _vamp(C)),
     "VAE": ModelCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: VAE.mlp(5, 2, HIDDEN, C), binary=True),
     "VAE of flows": ModelCase(_flow_vae, lambda: _flow_vae(C)),
     "VAE of MADE": ModelCase(_made_vae, lambda: _made_vae(C), binary=True),
+    "VAE, autoencoding": ModelCase(_autoencoder, lambda: _autoencoder(C), binary=True),
+    "VAE skipping": ModelCase(_skip_vae, lambda: _skip_vae(C), binary=True),
+    "VAE with MADE prior": ModelCase(lambda: _prior_vae("made"), lambda: _prior_vae("made", C), binary=True),
+    "VAE with mixture prior": ModelCase(lambda: _prior_vae("mixture"), lambda: _prior_vae("mixture", C), binary=True),
+    "VAE with VampPrior": ModelCase(lambda: _prior_vae("vamp"), lambda: _prior_vae("vamp", C), binary=True),
+    "VQVAE": ModelCase(_vqvae, lambda: _vqvae(C), binary=True, deterministic=True),
+    "Dequantized": ModelCase(_dequantized, lambda: _dequantized(C), binary=True),
+    "Dequantized variational": ModelCase(lambda: _dequantized(0, True), lambda: _dequantized(C, True), binary=True),
+    "M2": ModelCase(
+        lambda: M2.mlp(5, C, 2, HIDDEN, labelled=False),
+        lambda: M2.mlp(5, C, 2, HIDDEN),
+        binary=True,
+        latents=("y", "z"),
+        labels=True,
+    ),
+    "ProdLDA": ModelCase(lambda: ProdLDA(7, 2, HIDDEN), None, counts=True),
+    "NVDM": ModelCase(lambda: NVDM(7, 2, HIDDEN), None, counts=True),
+    "ETM": ModelCase(lambda: ETM(7, 2, HIDDEN, 4), None, counts=True),
     "RBM": ModelCase(_rbm, lambda: _rbm(C), binary=True),
+    "RBM Gaussian": ModelCase(lambda: _rbm(0, 2, GaussianUnits(2)), lambda: _rbm(C, 2, GaussianUnits(2))),
+    "RBM softmax": ModelCase(lambda: _rbm(0, 6, SoftmaxUnits(3)), lambda: _rbm(C, 6, SoftmaxUnits(3)), levels=3),
+    "TwinRBM": ModelCase(_twins, None, binary=True),
+    "DeepBoltzmannMachine": ModelCase(
+        lambda: _deep(DeepBoltzmannMachine), lambda: _deep(DeepBoltzmannMachine, C), binary=True
+    ),
+    "DeepBoltzmannMachine of three": ModelCase(
+        lambda: _deep(DeepBoltzmannMachine, 0, [2, 3, 2]),
+        lambda: _deep(DeepBoltzmannMachine, C, [2, 3, 2]),
+        binary=True,
+    ),
+    "BoltzmannMachine": ModelCase(_boltzmann, lambda: _boltzmann(0, C), binary=True),
+    "BoltzmannMachine hidden": ModelCase(lambda: _boltzmann(2), lambda: _boltzmann(2, C), binary=True),
+    "NeuralEnergy": ModelCase(_neural, lambda: _neural(C)),
+    "NeuralEnergy on a base": ModelCase(lambda: _neural(0, True), lambda: _neural(C, True)),
+    "JointEnergy": ModelCase(_joint, lambda: _joint(C)),
     "GAN": ModelCase(lambda: GAN.mlp(2, 2, HIDDEN), lambda: GAN.mlp(2, 2, HIDDEN, C)),
 }
 
@@ -215,6 +524,8 @@ BIJECTORS: dict[str, BijectorCase] = {
     ),
     "Permutation": BijectorCase(lambda: Permutation(torch.tensor([2, 0, 1])), None, 3, volume_preserving=True),
     "Affine": BijectorCase(lambda: Affine(3), None, 3, triangular=True),
+    "ActNorm": BijectorCase(lambda: ActNorm(3), None, 3, triangular=True),
+    "BatchNorm": BijectorCase(lambda: BatchNorm(3), None, 3, triangular=True),
     "Compose": BijectorCase(
         lambda: Compose([AffineCoupling(4, 0, HIDDEN), Affine(4), AdditiveCoupling(4, 0, HIDDEN, flip=True)]),
         lambda: Compose([AffineCoupling(4, C, HIDDEN), Affine(4), AdditiveCoupling(4, C, HIDDEN, flip=True)]),
@@ -237,11 +548,24 @@ def _autoregressive(univariate: Callable[[], Univariate] | None, **options: Any)
     return BijectorCase(build, lambda: build(C), 3, triangular="order" not in options)
 
 
+def _coupling(univariate: Callable[[], Univariate], flip: bool = False) -> BijectorCase:
+    def build(context: int = 0) -> Coupling:
+        return Coupling(4, univariate(), context, HIDDEN, flip=flip)
+
+    return BijectorCase(build, lambda: build(C), 4, triangular=not flip)
+
+
 BIJECTORS |= {
+    "Coupling rational-quadratic": _coupling(RationalQuadraticSpline),
+    "Coupling quadratic flipped": _coupling(QuadraticSpline, flip=True),
+    "Coupling linear spline": _coupling(LinearSpline),
+    "Coupling mixture CDF": _coupling(MixtureLogisticCDF),
     "Autoregressive": _autoregressive(None),
     "Autoregressive deep": _autoregressive(None, hidden=[12, 8], order=torch.tensor([2, 0, 1])),
     "Autoregressive linear": _autoregressive(None, hidden=[]),
     "Autoregressive rational-quadratic": _autoregressive(RationalQuadraticSpline),
+    "Autoregressive cubic": _autoregressive(CubicSpline),
+    "Autoregressive circular": _autoregressive(CircularSpline),
     "Autoregressive quadratic": _autoregressive(QuadraticSpline),
     "Autoregressive linear spline": _autoregressive(LinearSpline),
     "Autoregressive mixture CDF": _autoregressive(MixtureLogisticCDF),
@@ -252,12 +576,102 @@ BIJECTORS |= {
     "Fixed": BijectorCase(lambda: Fixed(AffineTransform(0.3, 1.7)), None, 3, triangular=True),
 }
 
+BIJECTORS |= {
+    "Elementwise": BijectorCase(
+        lambda: Elementwise(3, RationalQuadraticSpline()),
+        lambda: Elementwise(3, RationalQuadraticSpline(), C, HIDDEN),
+        3,
+        triangular=True,
+    ),
+    "Elementwise leaky": BijectorCase(lambda: Elementwise(3, LeakyReLU()), None, 3, triangular=True),
+}
+
+# Tolerances that ask for the dtype's precision, as the round trips do.
+_PRECISE = ODESolver("dopri8", rtol=1e-13, atol=1e-13)
+
+BIJECTORS |= {
+    "Continuous": BijectorCase(
+        lambda: Continuous(3, hidden=HIDDEN, solver=_PRECISE),
+        lambda: Continuous(3, context=C, hidden=HIDDEN, solver=_PRECISE),
+        3,
+    ),
+}
+
+IMAGE = (2, 2, 2)
+_BOARD = checkerboard(IMAGE)
+_MASK = torch.tensor([True, False, True])
+
+
+def _multi_scale(context: int = 0) -> Compose:
+    """Two levels, from images to latents."""
+
+    def squeezed(shape: tuple[int, int, int]) -> list[Bijector]:
+        return [ActNorm(shape), LULinear(shape, rotation=True), Coupling(shape, None, context, [6])]
+
+    return MultiScale((1, 4, 4), 2, squeezed, lambda shape: [MaskedCoupling(checkerboard(shape), None, context, [6])])
+
+
+BIJECTORS |= {
+    "Coupling image": BijectorCase(
+        lambda: Coupling(IMAGE, None, 0, [6]), lambda: Coupling(IMAGE, None, C, [6]), IMAGE, triangular=True
+    ),
+    "Coupling image odd flipped": BijectorCase(
+        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), 0, [6], flip=True),
+        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), C, [6], flip=True),
+        (3, 2, 2),
+    ),
+    "ActNorm image": BijectorCase(lambda: ActNorm(IMAGE), None, IMAGE, triangular=True),
+    "BatchNorm image": BijectorCase(lambda: BatchNorm(IMAGE), None, IMAGE, triangular=True),
+    "LULinear rotation": BijectorCase(lambda: LULinear(4, rotation=True), None, 4),
+    "LULinear image": BijectorCase(lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1])), None, (3, 2, 2)),
+    "Permutation image": BijectorCase(
+        lambda: Permutation(torch.tensor([2, 0, 1]), 3), None, (3, 2, 2), volume_preserving=True
+    ),
+    "Squeeze": BijectorCase(lambda: Squeeze((2, 4, 2)), None, (2, 4, 2), volume_preserving=True, to=(8, 2, 1)),
+    "MaskedCoupling": BijectorCase(
+        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), 0, HIDDEN),
+        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), C, HIDDEN),
+        3,
+    ),
+    "MaskedCoupling image": BijectorCase(
+        lambda: MaskedCoupling(_BOARD, None, 0, [6]), lambda: MaskedCoupling(_BOARD, None, C, [6]), IMAGE
+    ),
+    "Split": BijectorCase(
+        lambda: Split((3, 2, 2), Coupling(IMAGE, None, 0, [6])),
+        lambda: Split((3, 2, 2), Coupling(IMAGE, None, C, [6])),
+        (3, 2, 2),
+        triangular=True,
+    ),
+    "Pixels": BijectorCase(Pixels, None, IMAGE, triangular=True),
+    "MultiScale": BijectorCase(_multi_scale, lambda: _multi_scale(C), (1, 4, 4)),
+}
+
 GUIDES: dict[str, GuideCase] = {
+    "UniformDequantization": GuideCase(_dequantized, lambda: _dequantized().guide),
+    "VariationalDequantization": GuideCase(_dequantized, lambda: _dequantized(variational=True).guide),
     "EmptyGuide": GuideCase(_made, EmptyGuide),
     "Amortized Gaussian": GuideCase(
         lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(Parametric(dist.Normal, 2, 5, HIDDEN))
     ),
     "Amortized flow": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(RealNVP(2, 2, HIDDEN, 5))),
+}
+
+
+def _of_program(guide: Callable[[Sites], nn.Module]) -> GuideCase:
+    """A guide of any program, here of one of ours."""
+
+    def build() -> nn.Module:
+        return guide(Sites(VAE.mlp(5, 2, HIDDEN).double(), (torch.ones(4, 5).double(),)))
+
+    return GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), build)
+
+
+GUIDES |= {
+    "MeanField": _of_program(lambda sites: MeanField(sites, HIDDEN)),
+    "FullCovariance": _of_program(lambda sites: FullCovariance(sites, HIDDEN)),
+    "FlowGuide": _of_program(lambda sites: FlowGuide(sites, layers=2, hidden=HIDDEN)),
+    "Hierarchical": _of_program(lambda sites: Hierarchical(sites, 2, HIDDEN)),
+    "SemiAmortized": _of_program(lambda sites: SemiAmortized(sites, 2, hidden=HIDDEN)),
 }
 
 
@@ -269,11 +683,46 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
     "MaximumLikelihood": ObjectiveCase(lambda m: MaximumLikelihood(), "RealNVP"),
     "ELBO": ObjectiveCase(lambda m: ELBO(), "VAE"),
     "ELBO of particles": ObjectiveCase(lambda m: ELBO(particles=3, analytic_kl=False), "VAE of flows"),
+    "ELBO tempered": ObjectiveCase(lambda m: ELBO(beta=4.0, free_bits=FreeBits(0.1)), "VAE"),
+    "ELBO annealed": ObjectiveCase(lambda m: ELBO(beta=LinearAnnealing(5, start=2.0, end=2.0)), "VAE of flows"),
+    "ELBO landing": ObjectiveCase(lambda m: ELBO(stl=True), "VAE of flows"),
+    "InfoVAE": ObjectiveCase(lambda m: InfoVAE(alpha=0.5), "VAE of flows", rowwise=False),
+    "BetaTCVAE": ObjectiveCase(lambda m: BetaTCVAE(6.0), "VAE"),
+    "WakeSleep": ObjectiveCase(lambda m: WakeSleep(), "VAE", ("model", "guide")),
+    "ReweightedWakeSleep": ObjectiveCase(lambda m: ReweightedWakeSleep(5, insomnia=0.5), "VAE", ("model", "guide")),
+    "VariationalEM": ObjectiveCase(lambda m: VariationalEM(steps=2), "VAE"),
+    "VariationalEM amortized": ObjectiveCase(
+        lambda m: VariationalEM(steps=2, amortized=True), "VAE of MADE", ("guide", "model")
+    ),
+    "LaggingInference": ObjectiveCase(lambda m: LaggingInference(2), "VAE", ("guide", "model")),
+    "AdversarialAutoencoder": ObjectiveCase(
+        lambda m: AdversarialAutoencoder.mlp(m, HIDDEN), "VAE", ("model", "critic", "guide")
+    ),
+    "AdversarialVariationalBayes": ObjectiveCase(
+        lambda m: AdversarialVariationalBayes.mlp(m, HIDDEN), "VAE", ("critic", "model")
+    ),
+    "ReverseKL": ObjectiveCase(lambda m: ReverseKL(lambda x: -0.5 * x.square().sum(-1), particles=2), "RealNVP"),
+    "Distillation": ObjectiveCase(lambda m: Distillation(MAF(2, 2, HIDDEN)), "IAF"),
     "PyroObjective": ObjectiveCase(lambda m: PyroObjective(Trace_ELBO()), "VAE"),
     "ImportanceWeighted": ObjectiveCase(lambda m: ImportanceWeighted(5), "VAE"),
+    "ImportanceWeighted doubly": ObjectiveCase(lambda m: ImportanceWeighted(5, doubly=True), "VAE of flows"),
     "ImportanceWeighted Renyi": ObjectiveCase(lambda m: ImportanceWeighted(5, alpha=0.5), "VAE of MADE"),
+    "VectorQuantization": ObjectiveCase(lambda m: VectorQuantization(), "VQVAE", general=False),
+    "SemiSupervised": ObjectiveCase(lambda m: SemiSupervised(5.0), "M2", general=False),
     "ContrastiveDivergence": ObjectiveCase(lambda m: ContrastiveDivergence(k=2), "RBM"),
     "Persistent contrastive": ObjectiveCase(lambda m: ContrastiveDivergence(persistent=True, chains=8), "RBM"),
+    "ReplayDivergence": ObjectiveCase(lambda m: ReplayDivergence(2, 100, 0.2, 0.1), "NeuralEnergy"),
+    "ScoreMatching": ObjectiveCase(lambda m: ScoreMatching(), "NeuralEnergy", general=False),
+    "SlicedScoreMatching": ObjectiveCase(lambda m: SlicedScoreMatching(2), "NeuralEnergy", general=False),
+    "SlicedScoreMatching plain": ObjectiveCase(
+        lambda m: SlicedScoreMatching(reduced=False, rademacher=False), "NeuralEnergy on a base", general=False
+    ),
+    "DenoisingScoreMatching": ObjectiveCase(lambda m: DenoisingScoreMatching(0.3), "NeuralEnergy", general=False),
+    "NoiseContrastive": ObjectiveCase(lambda m: NoiseContrastive(StandardNormal(2), 3), "NeuralEnergy", general=False),
+    "JointLikelihood": ObjectiveCase(lambda m: JointLikelihood(ReplayDivergence(2, 100)), "JointEnergy", general=False),
+    "MeanFieldContrastive": ObjectiveCase(
+        lambda m: MeanFieldContrastive(chains=8), "DeepBoltzmannMachine", general=False
+    ),
     "Adversarial": ObjectiveCase(lambda m: Adversarial.mlp(m, HIDDEN), "GAN", ("critic", "generator")),
     "Adversarial minimax": ObjectiveCase(_minimax, "GAN", ("critic", "generator")),
 }
@@ -282,6 +731,16 @@ KERNELS: dict[str, KernelCase] = {
     "MALA": KernelCase(lambda: MALA(0.9), "gaussian"),
     "RandomWalk": KernelCase(lambda: RandomWalk(1.0), "gaussian"),
     "BlockGibbs": KernelCase(BlockGibbs, "rbm"),
+    "GibbsSweep": KernelCase(GibbsSweep, "boltzmann"),
+    "TemperedTransitions": KernelCase(lambda: TemperedTransitions(3, 0.3), "rbm"),
+    "TemperedTransitions machine": KernelCase(lambda: TemperedTransitions(3, 0.3), "boltzmann"),
+    "HMC": KernelCase(lambda: HMC(step_size=0.6), "gaussian"),
+    "HMC dense": KernelCase(lambda: HMC(1.0, 0.6, Dense()), "gaussian"),
+    "ChEES": KernelCase(lambda: ChEES(2.0, 0.7), "gaussian"),
+    "NUTS": KernelCase(lambda: NUTS(0.7), "gaussian"),
+    "GibbsWithGradients": KernelCase(lambda: GibbsWithGradients(2), "binary"),
+    "CategoricalGibbsWithGradients": KernelCase(lambda: CategoricalGibbsWithGradients(2), "categorical"),
+    "ParallelTempering": KernelCase(lambda: ParallelTempering(HMC(1.5, 0.6), 3, 0.3), "gaussian", settle=30),
 }
 
 
@@ -319,18 +778,25 @@ def of_family(family: str) -> Callable[[ModelCase], bool]:
     return lambda case: case.build().family == family
 
 
-def contexts(n: int, seed: int = 7) -> Tensor:
-    """(n, C) in float64."""
+def contexts(n: int, seed: int = 7, *, labels: bool = False) -> Tensor:
+    """(n, C) in float64; with ``labels`` an unknown row and a one-hot one of each class in turn."""
+    if labels:
+        return torch.eye(C + 1, C, dtype=torch.float64)[torch.arange(n) % (C + 1) - 1]
     return torch.randn(n, C, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def context_of(conditional: bool, n: int) -> Tensor | None:
-    return contexts(n) if conditional else None
+def context_of(conditional: bool, n: int, case: ModelCase | None = None) -> Tensor | None:
+    return contexts(n, labels=case is not None and case.labels) if conditional else None
 
 
 def rows(case: ModelCase, model: GenerativeModel, n: int, seed: int = 8) -> Tensor:
     """Plausible rows (n, *event) in float64."""
     noise = torch.randn(n, *model.event_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if case.counts:
+        return (3 * noise.abs()).floor()
+    if case.levels:
+        groups = noise.unflatten(-1, (-1, case.levels))
+        return (groups == groups.amax(-1, keepdim=True)).double().flatten(-2)
     return (noise > 0).double() if case.binary else noise
 
 

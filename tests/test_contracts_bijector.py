@@ -16,8 +16,17 @@ N = 6
 every = variants(BIJECTORS)
 
 
+def noise(n, event):
+    return torch.randn(n, *event, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
 def inputs(case, n=N, scale=1.0):
-    return scale * torch.randn(n, case.features, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return scale * noise(n, case.event)
+
+
+def outputs(case, transform):
+    """Rows of y, (N, *event), wherever the codomain is."""
+    return torch.distributions.biject_to(transform.codomain)(noise(N, case.image))
 
 
 def transform_of(name, conditional):
@@ -26,10 +35,13 @@ def transform_of(name, conditional):
 
 
 def jacobians(bijector, x, context):
-    """dy/dx of every row, (B, D, D)."""
-    if context is None:
-        return vmap(jacrev(lambda row: bijector.condition().call_and_ladj(row)[0]))(x)
-    return vmap(jacrev(lambda row, c: bijector.condition(c).call_and_ladj(row)[0]))(x, context)
+    """dy/dx of every row, both flattened: (B, D, D)."""
+
+    def image(row, c=None):
+        return bijector.condition(c).call_and_ladj(row.reshape(x.shape[1:]))[0].flatten()
+
+    rows = (x.flatten(1),) if context is None else (x.flatten(1), context)
+    return vmap(jacrev(image))(*rows)
 
 
 def check_round_trip(name, conditional=False):
@@ -38,8 +50,9 @@ def check_round_trip(name, conditional=False):
     back, back_ladj = t.inverse_and_ladj(y)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(back_ladj, -ladj)
-    there, _ = t.call_and_ladj(t.inverse_and_ladj(x)[0])
-    torch.testing.assert_close(there, x)
+    y = outputs(BIJECTORS[name], t)
+    there, _ = t.call_and_ladj(t.inverse_and_ladj(y)[0])
+    torch.testing.assert_close(there, y)
 
 
 def check_ladj(name, conditional=False):
@@ -63,7 +76,7 @@ def check_claims(name, conditional=False):
 def check_context_changes_the_map(name):
     case = BIJECTORS[name]
     bijector, x = ready(case, True), inputs(case, 1)
-    y = bijector.condition(contexts(N)).call_and_ladj(x.expand(N, -1))[0]
+    y = bijector.condition(contexts(N)).call_and_ladj(x.expand(N, *case.event))[0]
     assert bool((y.std(0) > 1e-6).any())
 
 
@@ -140,11 +153,11 @@ def test_bijector_shorthands(name, conditional):
 
 @every
 def test_leading_dimensions(name, conditional):
-    """(2, 3, D) under contexts (3, C) or none gives what the rows give."""
+    """(2, 3, *event) under contexts (3, C) or none gives what the rows give."""
     case, context = BIJECTORS[name], context_of(conditional, 3)
     t, x = ready(case, conditional).condition(context), inputs(case, 6).unflatten(0, (2, 3))
     y, ladj = t.call_and_ladj(x)
-    assert y.shape == x.shape
+    assert y.shape == (2, 3, *case.image)
     assert ladj.shape == (2, 3)
     torch.testing.assert_close((y[1], ladj[1]), t.call_and_ladj(x[1]))
 
@@ -163,7 +176,7 @@ def test_scales_of_input(name, conditional, scale, dtype):
     # The largest numbers on the way set the rounding, and where the map is flat its inverse enlarges it by the
     # slope of the inverse, which exp(back_ladj) bounds where one direction is flat; 1000 roundings of each.
     largest = torch.stack([x.abs().max(), y.abs().max(), torch.ones((), dtype=dtype)]).max()
-    steep = back_ladj.exp().clamp_min(1).unsqueeze(-1)
+    steep = back_ladj.exp().clamp_min(1).reshape(-1, *[1] * len(case.event))
     assert bool(((back - x).abs() <= 1000 * torch.finfo(dtype).eps * largest * steep).all())
 
 
@@ -171,14 +184,15 @@ def test_scales_of_input(name, conditional, scale, dtype):
 def test_in_pyros_transformed_distributions(name, conditional):
     case, context = BIJECTORS[name], context_of(conditional, N)
     bijector = ready(case, conditional)
-    base = dist.Normal(torch.zeros(case.features, dtype=torch.float64), 1.0).to_event(1)
+    base = dist.Normal(torch.zeros(case.event, dtype=torch.float64), 1.0).to_event(len(case.event))
     if conditional:
         d = dist.ConditionalTransformedDistribution(base.expand([N]), [bijector]).condition(context)
         x = d.sample()
     else:
         d = dist.TransformedDistribution(base, [bijector.condition()])
         x = d.sample((N,))
-    assert x.shape == (N, case.features)
+    assert x.shape == (N, *case.image)
+    assert d.event_shape == case.image
     z, ladj = bijector.condition(context).inverse_and_ladj(x)
     torch.testing.assert_close(d.log_prob(x), base.log_prob(z) + ladj)
 
@@ -197,8 +211,9 @@ def test_deepcopy_and_pickle_after_use(name, conditional):
 @every
 def test_gradients_reach_parameters_and_inputs_both_ways(name, conditional):
     case, context = BIJECTORS[name], context_of(conditional, N)
-    bijector, x = ready(case, conditional), inputs(case).requires_grad_()
-    for way in ("call_and_ladj", "inverse_and_ladj"):
+    bijector = ready(case, conditional)
+    for way, x in (("call_and_ladj", inputs(case)), ("inverse_and_ladj", outputs(case, bijector.condition(context)))):
+        x.requires_grad_()
         y, ladj = getattr(bijector.condition(context), way)(x)
         wanted = [x, *bijector.parameters()]
         for gradient in torch.autograd.grad(y.square().sum() + ladj.sum(), wanted):

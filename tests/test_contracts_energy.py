@@ -19,7 +19,7 @@ from cases import (
     variants,
 )
 
-from pyrodgm.energy import RBM
+from pyrodgm.energy import RBM, BoltzmannMachine
 from pyrodgm.evaluation import log_likelihood
 
 CHAINS = 20_000
@@ -37,10 +37,26 @@ def rbm(context=0, scale=0.7):
     return grow(RBM(5, 3, context), scale).double()
 
 
+def boltzmann():
+    torch.manual_seed(0)
+    return grow(BoltzmannMachine(5), 0.7).double()
+
+
 def exact_probabilities(model, context=None):
     """p(x) of every x by enumeration of the visible units, (2^V,)."""
     states = all_binary(model.event_shape)
     return (-model.energy(states, None if context is None else context.expand(len(states), -1))).softmax(0)
+
+
+def discrete_target(kind):
+    """What a kernel of that kind is initialised with, every state, and its probability."""
+    model = boltzmann() if kind == "boltzmann" else rbm()
+    p, states = exact_probabilities(model).detach(), all_binary(model.event_shape)
+    if kind == "binary":
+        return model.energy, states, p
+    if kind == "categorical":
+        return lambda x: model.energy(x[..., 1]), torch.nn.functional.one_hot(states.long(), 2).double(), p
+    return model.potential(), states, p
 
 
 @torch.no_grad()
@@ -52,16 +68,17 @@ def check_kernel_invariance(name):
         noise = torch.randn(CHAINS, 2, dtype=torch.float64, generator=generator)
         state = kernel.init(gaussian, noise @ torch.linalg.cholesky(PRECISION.inverse()).T)
     else:
-        model = rbm()
-        p = exact_probabilities(model)
-        start = all_binary(model.event_shape)[p.multinomial(CHAINS, replacement=True, generator=generator)]
-        state = kernel.init(model.potential(), start)
+        potential, states, p = discrete_target(case.target)
+        start = states[p.multinomial(CHAINS, replacement=True, generator=generator)]
+        state = kernel.init(potential, start)
+    for _ in range(case.settle):
+        state, _ = kernel.step(state, generator)
     moved = 0.0
     for _ in range(10):
         before = state.positions
         state, info = kernel.step(state, generator)
         assert info.accept_prob.shape == (CHAINS,)
-        moved += (state.positions != before).any(-1).double().mean().item() / 10
+        moved += (state.positions != before).flatten(1).any(-1).double().mean().item() / 10
     assert moved > 0.3, "a kernel that stays leaves everything invariant"
     x = state.positions
     if case.target == "gaussian":
@@ -70,7 +87,7 @@ def check_kernel_invariance(name):
         expected = torch.cat((torch.zeros(2).double(), PRECISION.inverse().flatten(), 3 * variance**2))
         assert_means_agree(*mean_and_error(moments), expected)
     else:
-        found = (x.unsqueeze(1) == all_binary(model.event_shape)).all(-1).double()
+        found = (x.flatten(1).unsqueeze(1) == states.flatten(1)).all(-1).double()
         assert_means_agree(*mean_and_error(found), p)
 
 
@@ -148,9 +165,13 @@ def test_kernels_reach_their_target_from_afar(name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_noise_comes_from_the_generator(name):
-    case, model = KERNELS[name], rbm()
-    potential = model.potential() if case.target == "rbm" else lambda x: x.square().sum(-1)
-    x = torch.zeros(6, 5).double()
+    case = KERNELS[name]
+    if case.target == "gaussian":
+        potential, x = lambda x: x.square().sum(-1), torch.zeros(6, 5).double()
+    else:
+        potential, states, _ = discrete_target(case.target)
+        x = states[:1].expand(6, *states.shape[1:]).clone()
+    given = x.clone()
 
     def run():
         kernel = case.build()
@@ -159,7 +180,7 @@ def test_kernel_noise_comes_from_the_generator(name):
     first = run()
     torch.manual_seed(99)
     assert torch.equal(first, run())
-    assert torch.equal(x, torch.zeros(6, 5).double()), "a kernel leaves the positions it was given"
+    assert torch.equal(x, given), "a kernel leaves the positions it was given"
 
 
 @pytest.mark.parametrize("context", [None, contexts(1)[0]], ids=["", "context"])

@@ -7,15 +7,30 @@ import torch
 
 import pyrodgm
 from pyrodgm.energy import RBM
+from pyrodgm.evaluation import WatchCollapse, importance_estimate
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
-from pyrodgm.tractable import MADE, GaussianMixtureConditional, RealNVP
+from pyrodgm.objectives import (
+    ELBO,
+    AdversarialAutoencoder,
+    AdversarialVariationalBayes,
+    BetaTCVAE,
+    CyclicalAnnealing,
+    FreeBits,
+    ImportanceWeighted,
+    InfoVAE,
+    LaggingInference,
+    ReweightedWakeSleep,
+    VariationalEM,
+)
+from pyrodgm.tractable import FFJORD, MADE, GaussianMixtureConditional, RealNVP
 
 pytestmark = pytest.mark.gpu
 
 BINARY = {"MADE": lambda: MADE(12, [32]), "VAE": lambda: VAE.mlp(12, 3, [16]), "RBM": lambda: RBM(12, 5)}
 REAL = {
     "RealNVP": lambda: RealNVP(12),
+    "FFJORD": lambda: FFJORD(12, hidden=[16]),
     "MADE mixture": lambda: MADE(12, [32], GaussianMixtureConditional(3)),
     "GAN": lambda: GAN.mlp(12, 4, [16]),
 }
@@ -35,7 +50,7 @@ def test_fit_on_cuda(name):
     assert model.sample(4).device.type == "cuda"
 
 
-@pytest.mark.parametrize("name", ["MADE", "RealNVP", "MADE mixture"])
+@pytest.mark.parametrize("name", ["MADE", "RealNVP", "FFJORD", "MADE mixture"])
 def test_log_prob_agrees_with_cpu(name):
     model = {**BINARY, **REAL}[name]()
     there = copy.deepcopy(model).to("cuda")
@@ -49,6 +64,41 @@ def test_ais_on_cuda_agrees_with_enumeration():
     exact, _ = rbm.log_partition("exact")
     estimate, error = rbm.log_partition("ais", chains=200, temperatures=200, seed=0)
     assert abs(float(estimate - exact)) < 5 * float(error) + 1e-4
+
+
+OF_LATENTS = {
+    "annealed": lambda m: ELBO(beta=CyclicalAnnealing(3), free_bits=FreeBits(0.1)),
+    "landing": lambda m: ELBO(stl=True),
+    "doubly": lambda m: ImportanceWeighted(5, doubly=True),
+    "InfoVAE": lambda m: InfoVAE(0.5),
+    "BetaTCVAE": lambda m: BetaTCVAE(),
+    "reweighted wake-sleep": lambda m: ReweightedWakeSleep(5, 0.5),
+    "variational EM": lambda m: VariationalEM(steps=3),
+    "lagging": lambda m: LaggingInference(2),
+    "adversarial autoencoder": lambda m: AdversarialAutoencoder.mlp(m, [16]),
+    "adversarial variational Bayes": lambda m: AdversarialVariationalBayes.mlp(m, [16]),
+}
+
+
+@pytest.mark.parametrize("name", OF_LATENTS)
+def test_objectives_of_latents_on_cuda(name):
+    model = BINARY["VAE"]()
+    x, watch = rows("VAE"), WatchCollapse(rows("VAE")[:50])
+    objective = OF_LATENTS[name](model)
+    run = pyrodgm.fit(model, x, objective, validate=x, epochs=2, device="cuda", callbacks=[watch], progress=False)
+    assert len(run.history) == len(watch.history) == 2
+    assert importance_estimate(model, x, particles=100).khat.device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", ["annealed", "landing", "doubly", "InfoVAE", "BetaTCVAE"])
+def test_compiled_objectives_of_latents_on_cuda(name):
+    """A fall-back to eager would warn, which is an error here."""
+    model = BINARY["VAE"]()
+    objective = OF_LATENTS[name](model)
+    pyrodgm.fit(model, rows("VAE"), objective, steps=5, device="cuda", compile=True, progress=False)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    if name == "annealed":
+        assert objective.beta.step == 5
 
 
 @pytest.mark.parametrize("name", ["MADE", "VAE"])

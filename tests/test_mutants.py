@@ -12,21 +12,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import test_bounds as bounds
 import test_contracts_bijector as bijector
 import test_contracts_energy as energy
 import test_contracts_implicit as implicit
 import test_contracts_latent as latent
 import test_contracts_model as model
 import test_contracts_tractable as tractable
+import test_guides_exact as guides
+import test_latent_measures as measures
+import test_latent_players as players
 
 from pyrodgm import core
-from pyrodgm.bijectors import AffineCoupling, coupling, linear
+from pyrodgm.bijectors import coupling, image, linear, normalization, univariate
 from pyrodgm.distributions import autoregressive, conditionals, flow, normal, unnormalised
-from pyrodgm.energy import rbm
+from pyrodgm.energy import bipartite, rbm
+from pyrodgm.guides import FullCovariance, SemiAmortized, local, program
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, RandomWalk
 from pyrodgm.nets import masked
-from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, ImportanceWeighted, Minimax
+from pyrodgm.objectives import (
+    ELBO,
+    Adversarial,
+    AdversarialVariationalBayes,
+    BetaTCVAE,
+    ContrastiveDivergence,
+    FreeBits,
+    ImportanceWeighted,
+    Minimax,
+    ReweightedWakeSleep,
+    elbo,
+    infovae,
+    wake_sleep,
+)
 from pyrodgm.tractable import Parametric
 
 
@@ -61,26 +79,41 @@ class Mutant:
 MUTANTS = {
     # bijectors
     "sign of ladj": Mutant(
-        coupling._AffineTransform, "call_and_ladj", "log_scale.sum(-1)", "-log_scale.sum(-1)",
+        univariate.ScaleShift, "call_and_ladj", ", log_scale", ", -log_scale",
         bijector.check_ladj, ("AffineCoupling",)),
     "ladj misses a term": Mutant(
-        coupling._AffineTransform, "call_and_ladj", "log_scale.sum(-1)", "log_scale[..., 1:].sum(-1)",
+        coupling._CouplingTransform, "call_and_ladj", "ladj.sum(-1)", "ladj[..., 1:].sum(-1)",
         bijector.check_ladj, ("AffineCoupling",)),
     "ladj of the wrong direction": Mutant(
-        coupling._AffineTransform, "inverse_and_ladj", "log_scale.sum(-1)", "-log_scale.sum(-1)",
+        coupling._CouplingTransform, "inverse_and_ladj", "ladj.sum(-1)", "-ladj.sum(-1)",
         bijector.check_round_trip, ("AffineCoupling",)),
     "inverse goes further": Mutant(
-        coupling._AdditiveTransform, "inverse_and_ladj", "moved - self", "moved + self",
+        univariate.Shift, "inverse_and_ladj", "y - raw", "y + raw",
         bijector.check_round_trip, ("AdditiveCoupling",)),
+    "a convolution counts one place": Mutant(
+        linear._ConvolutionTransform, "_ladj", " * x.shape[-2:].numel()", "",
+        bijector.check_ladj, ("LULinear image",)),
+    "a convolution's inverse forgets the permutation": Mutant(
+        linear._ConvolutionTransform, "inverse_and_ladj", "eye[self.order.argsort()]", "eye",
+        bijector.check_round_trip, ("LULinear image",)),
+    "a masked coupling sees what it moves": Mutant(
+        image._MaskedTransform, "_raw", "torch.where(c.mask, x, 0.0)", "x",
+        bijector.check_round_trip, ("MaskedCoupling image",)),
+    "a split loses the ladj": Mutant(
+        image._SplitTransform, "_apply", "-3), ladj", "-3), 0 * ladj",
+        bijector.check_ladj, ("Split",)),
+    "the margin of pixels left out of ladj": Mutant(
+        image._PixelsTransform, "_ladj", "steep.sum((-3, -2, -1)) - ", "steep.sum((-3, -2, -1)) - 0 * ",
+        bijector.check_ladj, ("Pixels",)),
     "coupling sees what it moves": Mutant(
         coupling._CouplingTransform, "_join", "(moved, kept) if self.flip", "(kept, moved) if self.flip",
         bijector.check_round_trip, ("AffineCoupling odd flipped",)),
     "coupling ignores its context": Mutant(
-        coupling._AffineTransform, "_scale_shift", "self.context)", "self.context * 0)",
+        coupling._CouplingTransform, "_raw", "self.context,", "self.context * 0,",
         bijector.check_context_changes_the_map, ("AffineCoupling",)),
     # tractable
     "density without its Jacobian": Mutant(
-        linear._DiagonalTransform, "inverse_and_ladj", "-self.log_scale.sum(-1)", "0 * self.log_scale.sum(-1)",
+        normalization._DiagonalTransform, "inverse_and_ladj", "-self._ladj(y)", "0 * self._ladj(y)",
         tractable.check_total_is_one, ("Flow",)),
     "wrong constant of the normal": Mutant(
         normal.StandardNormalDistribution, "log_prob", "constant - 0.5 * squares", "constant - squares",
@@ -153,18 +186,84 @@ MUTANTS = {
     "score function left out": Mutant(
         ELBO, "loss", "if not all(", "if False and not all(", latent.check_score_function_gradient_is_unbiased),
     "mean of logs, by Pyro": Mutant(
-        ImportanceWeighted, "loss", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        ImportanceWeighted, "_bound", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
         "(power * log_weights).mean(0)", latent.check_importance_weighted_is_pyros),
     "mean of logs, by the bound": Mutant(
-        ImportanceWeighted, "loss", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        ImportanceWeighted, "_bound", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
         "(power * log_weights).mean(0)", latent.check_bounds_rise_to_the_likelihood),
     "a bound without - log K": Mutant(
-        ImportanceWeighted, "loss", " - math.log(self.particles)", "", latent.check_bounds_rise_to_the_likelihood),
+        ImportanceWeighted, "_bound", " - math.log(self.particles)", "", latent.check_bounds_rise_to_the_likelihood),
     "weights without the guide": Mutant(
         core.Latent, "log_weights", "(log_p - log_q)", "log_p", latent.check_optimal_guide_has_constant_weights),
     "imputation accepts everything": Mutant(
         core.Latent, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
         latent.check_complete_of_a_linear_gaussian_model),
+    "beta on the likelihood too": Mutant(
+        ELBO, "loss", "(beta * term if name in latents else term)", "beta * term", bounds.check_beta_weighs_the_kl),
+    "beta left out of the score function": Mutant(
+        elbo._Tempered, "_pyro_sample", 'msg["scale"] * self.weight', 'msg["scale"]',
+        bounds.check_tempered_score_function_is_unbiased),
+    "free bits for each row": Mutant(
+        FreeBits, "forward", ".mean(0).clamp(min=self.nats).sum()", ".clamp(min=self.nats).mean(0).sum()",
+        bounds.check_free_bits_are_a_floor),
+    "free bits as a ceiling": Mutant(
+        FreeBits, "forward", "clamp(min=", "clamp(max=", bounds.check_free_bits_are_a_floor),
+    "the landing with the score": Mutant(
+        elbo, "stopped", "p.detach()", "p", bounds.check_sticking_the_landing),
+    "doubly without the square": Mutant(
+        ImportanceWeighted, "_doubly", "share.square()", "share", bounds.check_doubly_reparameterised),
+    "doubly with the other sign": Mutant(
+        ImportanceWeighted, "_doubly", "loss - along", "loss + along", bounds.check_doubly_reparameterised),
+    "total correlation of the wrong marginals": Mutant(
+        BetaTCVAE, "terms", "log_aggregate(pairs, n or rows, self.stratified).sum(-1)",
+        "log_aggregate(pairs, n or rows, self.stratified).mean(-1)", bounds.check_terms_are_the_exact_ones),
+    "strata of unequal share": Mutant(
+        bounds, "log_aggregate", "math.log(n - 1)", "math.log(n)", bounds.check_stratified_is_unbiased),
+    "discrepancy with its diagonal": Mutant(
+        infovae, "_mmd", "pairs = len(a) * (len(a) - 1)", "pairs = len(a) * len(a)",
+        bounds.check_discrepancy_is_unbiased),
+    "weights upside down": Mutant(
+        ReweightedWakeSleep, "forward", "(log_p.detach() - log_q)", "(log_q - log_p.detach())",
+        players.check_reweighted_wake_sleep),
+    "a wake phase without weights": Mutant(
+        ReweightedWakeSleep, "forward", "(share * latent.row_log_prob(guide)).sum(0)",
+        "latent.row_log_prob(guide).mean(0)",
+        players.check_reweighted_wake_sleep),
+    "a dream of the data": Mutant(
+        wake_sleep._Alternating, "_dream", "get_trace(None, context, n=rows * particles)",
+        "get_trace(torch.ones(rows * particles, *model.event_shape, dtype=model.dtype), context)",
+        players.check_wake_sleep),
+    "an E-step of the prior": Mutant(
+        local, "_log_weights", "model.row_log_prob(program) - ", "-1 * ", players.check_refine_is_exact),
+    "critics that mix up real and fake": Mutant(
+        AdversarialVariationalBayes, "forward",
+        "self.game.critic(self._score(x, guide, context), self._score(x, prior, context))",
+        "self.game.critic(self._score(x, prior, context), self._score(x, guide, context))",
+        players.check_the_critic_measures_the_kl),
+    # measures of latents
+    "units by their noise": Mutant(
+        measures, "active_units", "torch.cat(means).double().var(0)",
+        "torch.cat(means).double().square().mean(0)",
+        measures.check_active_units),
+    "KL of the last batch": Mutant(
+        measures, "kl_per_dimension", "total = total + ", "total = ", measures.check_kl_per_dimension),
+    "information without - log B": Mutant(
+        measures, "mutual_information", " + math.log(len(x))", "", measures.check_mutual_information),
+    "effective particles of half the weights": Mutant(
+        measures, "importance_estimate", "(2 * weights).logsumexp(0)", "weights.logsumexp(0)",
+        measures.check_sampling_error_is_the_spread),
+    # guides of any program
+    "packed site without its Jacobian": Mutant(
+        program.ProgramGuide, "sample_pushed", "log_density=ladj", "log_density=0 * ladj",
+        guides.check_constrained_sites_carry_their_jacobian, (FullCovariance,)),
+    "packed site with the other Jacobian": Mutant(
+        program.ProgramGuide, "sample_pushed", "transform.inv.log_abs_det_jacobian(value, free)",
+        "transform.log_abs_det_jacobian(free, value)",
+        guides.check_constrained_sites_carry_their_jacobian, (FullCovariance,)),
+    "refinement goes down the bound": Mutant(
+        SemiAmortized, "refine", "loc = loc + step_loc", "loc = loc - step_loc", guides.check_one_natural_step),
+    "refinement forgets the scale of the plate": Mutant(
+        SemiAmortized, "_bound", " * plate.subsample_size / plate.size", "", guides.check_one_natural_step, (40,)),
     # energy
     "Langevin without its correction": Mutant(
         MALA, "step", "_metropolis(log_ratio, generator)", "_metropolis(0 * log_ratio, generator)",
@@ -176,13 +275,13 @@ MUTANTS = {
         RandomWalk, "step", "energy - energy_y", "0.8 * (energy - energy_y)",
         energy.check_kernel_invariance, ("RandomWalk",)),
     "wrong Gibbs conditional": Mutant(
-        rbm.RBMConditionals, "visible_given_hidden", "self.visible_bias", "0.8 * self.visible_bias",
+        bipartite.RBMConditionals, "visible_given_hidden", "self.visible_bias", "0.8 * self.visible_bias",
         energy.check_kernel_invariance, ("BlockGibbs",)),
     "energy at odds with its kernel": Mutant(
-        rbm.RBM, "energy", "linear(v, self.weight) + c", "linear(v, self.weight)",
+        rbm.RBM, "energy", "linear(t, self.weight) + c", "linear(t, self.weight)",
         energy.check_samples_have_the_density),
     "AIS starts from another normaliser": Mutant(
-        rbm._AnnealedRBM, "base_log_partition", "len(self.c)", "(len(self.c) + 1)", energy.check_log_partition),
+        bipartite.AnnealedRBM, "base_log_partition", "len(self.c)", "(len(self.c) + 1)", energy.check_log_partition),
     "no negatives in the gradient": Mutant(
         unnormalised.Unnormalised, "log_prob", "(missing - missing.detach())", "0 * missing",
         energy.check_training_gradient),
@@ -220,13 +319,13 @@ def test_mutant_is_caught(name, monkeypatch):
 
 def test_a_false_claim_is_caught(monkeypatch):
     bijector.check_claims("AffineCoupling")
-    monkeypatch.setattr(AffineCoupling, "volume_preserving", True)
+    monkeypatch.setattr(univariate.ScaleShift, "volume_preserving", True)
     with pytest.raises(AssertionError):
         bijector.check_claims("AffineCoupling")
 
 
 def test_a_missing_claim_is_caught(monkeypatch):
-    monkeypatch.setattr(linear.Affine, "triangular", False)
+    monkeypatch.setattr(normalization.Affine, "triangular", False)
     with pytest.raises(AssertionError):
         bijector.check_claims("Affine")
 
@@ -240,11 +339,11 @@ def test_an_eager_objective_is_caught(monkeypatch):
 
 def test_a_cache_that_outlives_a_change_is_caught(monkeypatch):
     """Pyro's own way (trap 1): the last pair of tensors is remembered by identity."""
-    original, memory = coupling._AffineTransform.call_and_ladj, {}
+    original, memory = coupling._CouplingTransform.call_and_ladj, {}
 
     def cached(self, x):
         return memory.setdefault(id(x), original(self, x))
 
-    monkeypatch.setattr(coupling._AffineTransform, "call_and_ladj", cached)
+    monkeypatch.setattr(coupling._CouplingTransform, "call_and_ladj", cached)
     with pytest.raises(AssertionError):
         bijector.check_nothing_goes_stale("AffineCoupling")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.energy import RBM
-from pyrodgm.energy import rbm as module
+from pyrodgm.energy import bipartite as module
 
 
 @pytest.fixture(autouse=True)

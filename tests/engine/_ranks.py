@@ -11,7 +11,7 @@ from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
-from pyrodgm.tractable import MADE, RealNVP
+from pyrodgm.tractable import MADE, Glow, RealNVP
 
 
 def bits(rows=70):
@@ -30,6 +30,7 @@ def gan():
 CASES = {
     "RealNVP": (lambda: (RealNVP(features=2), MaximumLikelihood()), reals),
     "MADE": (lambda: (MADE(6, [8]), MaximumLikelihood()), bits),
+    "Glow": (lambda: (Glow(2, 2, 1, [8]), MaximumLikelihood()), reals),  # its actnorms start from a share of the rows
     "VAE": (lambda: (VAE.mlp(6, 2, [8]), ELBO()), bits),
     "RBM": (lambda: (RBM(6, 3), ContrastiveDivergence(persistent=True)), bits),
     "GAN": (gan, reals),

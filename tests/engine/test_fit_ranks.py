@@ -57,6 +57,17 @@ def test_two_processes_train_as_one_on_the_same_batches(ranks, case):
         assert b["held_out"] == pytest.approx(a["held_out"], rel=1e-5)
 
 
+def test_a_start_from_data_is_shared_and_kept(ranks):
+    """Both processes have one start, which the resumed run keeps."""
+    _, (first, second) = ranks
+    for rank in (first, second):
+        for state in (rank["Glow"]["whole"]["model"], rank["Glow"]["resumed"]["model"]):
+            started = {key: value for key, value in state.items() if key.endswith("started")}
+            assert len(started) == 2
+            assert all(started.values())
+            assert equal(state, first["Glow"]["whole"]["model"])
+
+
 def test_noise_and_chains_differ_between_ranks(ranks):
     _, (first, second) = ranks
     chains = [rank["RBM"]["whole"]["objective"]["negatives"] for rank in (first, second)]

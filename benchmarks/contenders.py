@@ -1,0 +1,98 @@
+"""What the flow benchmarks share: one contender of one library, and the bare matrix products of its networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Contender", "Net", "floor", "linears", "reverse_kl"]
+
+
+@dataclass
+class Contender:
+    """What is timed of one library.
+
+    Attributes:
+        log_prob: (B, D) -> (B,).
+        sample: draws, timed without gradients.
+        draw: reparameterised draws and their log-probabilities, with gradients: ((n, D), (n,)).
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    log_prob: Callable[[Tensor], Tensor]  # (B, D) -> (B,)
+    sample: Callable[[], Any] | None = None
+    draw: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+
+def floor(
+    nets: Iterable[Sequence[nn.Module]], batch: int, n: int, device: str, sizes: Sequence[Sequence[int]] | None = None
+) -> Contender:
+    """Linear layers in a row, several rows; all inputs but the last row's want gradients, as a chain does.
+
+    ``sizes`` are the shapes of one input of each row, where it is not a vector (convolutions).
+    """
+    nets = [[copy.deepcopy(m).to(device) for m in net] for net in nets]
+    sizes = [[net[0].in_features] for net in nets] if sizes is None else sizes
+    inputs = [torch.randn(max(batch, n), *size, device=device) for size in sizes]
+    parameters = [p for net in nets for m in net for p in m.parameters()]
+
+    class Products(torch.autograd.Function):
+        """The network's outputs with given gradients, so that no loss is computed."""
+
+        @staticmethod
+        def forward(ctx: Any, *outputs: Tensor) -> Tensor:
+            return outputs[0].new_zeros(())
+
+        @staticmethod
+        def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+            return tuple(grads)
+
+    def outputs(rows: int = batch) -> list[Tensor]:
+        result = []
+        for i, (net, h) in enumerate(zip(nets, inputs, strict=True)):
+            h = h[:rows].detach().requires_grad_(i < len(nets) - 1)
+            for layer in net:
+                h = layer(h)
+            result.append(h)
+        return result
+
+    with torch.no_grad():
+        grads = [torch.randn_like(out) for out in outputs()]
+
+    def draw() -> tuple[Tensor, Tensor]:
+        total = Products.apply(*outputs())
+        return total, total
+
+    return Contender("floor", parameters, lambda x: Products.apply(*outputs()), lambda: outputs(n), draw)
+
+
+def linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+class Net(nn.Sequential):
+    """The same perceptron for every peer that takes a module; a context argument is accepted and ignored."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int]) -> None:
+        sizes = [inputs, *hidden, outputs]
+        layers: list[nn.Module] = []
+        for a, b in pairwise(sizes):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+def reverse_kl(contender: Contender) -> Tensor:
+    """The loss of fitting a flow to N(0, I) by its own draws."""
+    assert contender.draw is not None
+    x, log_prob = contender.draw()
+    return (log_prob + 0.5 * x.square().sum(-1)).mean()

@@ -1,0 +1,103 @@
+"""nflows both ways: the same numbers as its own, in both directions."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import grow
+from nflows import transforms as theirs
+from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.distributions.mixture import MADEMoG
+from nflows.flows import Flow as NflowsFlow
+
+import pyrodgm
+from pyrodgm.bijectors import AffineCoupling, Compose
+from pyrodgm.bridges.nflows import AsNflowsDistribution, AsNflowsTransform, NflowsBijector, NflowsModel
+from pyrodgm.tractable import MADE, Flow, GaussianMixtureConditional, RealNVP
+from pyrodgm.tractable import StandardNormal as Ours
+
+D, C = 4, 2
+
+
+def transform(context=None):
+    return grow(
+        theirs.CompositeTransform(
+            [
+                theirs.MaskedAffineAutoregressiveTransform(D, 16, context_features=context),
+                theirs.RandomPermutation(D),
+                theirs.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+                    D, 16, context_features=context, tails="linear", tail_bound=3.0
+                ),
+                theirs.HouseholderSequence(D, 2),
+            ]
+        ),
+        0.1,
+    ).double()
+
+
+def rows(n=6):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(n, size, generator=generator, dtype=torch.float64) for size in (D, C))
+
+
+@pytest.mark.parametrize("context", [None, C])
+def test_a_transform_gives_its_own_numbers(context):
+    x, c = rows()
+    c = None if context is None else c
+    t = transform(context)
+    ours = NflowsBijector(t, context or 0)
+    y, ladj = ours(x, c)
+    torch.testing.assert_close((y, ladj), t(x, c))
+    back, back_ladj = ours.inv(y, c)
+    torch.testing.assert_close((back, back_ladj), t.inverse(y, c))
+    torch.testing.assert_close(
+        ours(x.unflatten(0, (2, 3)), None if c is None else c.unflatten(0, (2, 3)))[1].flatten(), ladj
+    )
+
+
+@pytest.mark.parametrize("context", [None, C])
+def test_a_flow_gives_its_own_numbers_and_trains(context):
+    x, c = rows(32)
+    c = None if context is None else c
+    base = StandardNormal([D]) if context is None else ConditionalDiagonalNormal([D], torch.nn.Linear(C, 2 * D))
+    flow = NflowsFlow(transform(context), base).double()
+    model = NflowsModel(flow, (D,), context or 0)
+    torch.testing.assert_close(model.log_prob(x, c), flow.log_prob(x, context=c))
+    d = model.condition(c)
+    draw = d.rsample(() if c is not None else (5,))
+    torch.testing.assert_close(d.log_prob(draw), model.log_prob(draw.clone(), c))
+    before = model.log_prob(x, c).mean().item()
+    model.float()
+    data = x.float() if c is None else (x.float(), c.float())
+    pyrodgm.fit(model, data, steps=20, progress=False)
+    assert model.log_prob(x.float(), None if c is None else c.float()).mean() > before
+
+
+def test_a_distribution_that_is_no_flow():
+    torch.manual_seed(0)
+    mixture = MADEMoG(D, 16, context_features=None, num_blocks=1, use_residual_blocks=False, random_mask=False).double()
+    x, _ = rows()
+    model = NflowsModel(mixture, (D,))
+    torch.testing.assert_close(model.log_prob(x), mixture.log_prob(x))
+
+
+def test_ours_as_theirs():
+    x, c = rows()
+    torch.manual_seed(0)
+    ours = grow(Compose([AffineCoupling(D, C, [8], flip=bool(i % 2)) for i in range(3)])).double()
+    base = grow(MADE(D, [8], GaussianMixtureConditional(2))).double()
+    flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(base)).double()
+    expected = Flow(base, list(ours.bijectors)).log_prob(x, c)
+    torch.testing.assert_close(flow.log_prob(x, context=c), expected)
+    flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(RealNVP(D, 2, context=C))).double()
+    assert flow.sample(5, context=c).shape == (6, 5, D)
+    assert AsNflowsDistribution(Ours(D)).sample(5).shape == (5, D)
+
+
+def test_copies():
+    x, _ = rows()
+    model = NflowsModel(NflowsFlow(transform(), StandardNormal([D])), (D,)).double()
+    y = model.log_prob(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other.log_prob(x), y, rtol=0, atol=0)

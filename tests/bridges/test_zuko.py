@@ -1,0 +1,90 @@
+"""zuko both ways: the same numbers as its own, and validation left as it was."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import grow
+
+import pyrodgm
+from pyrodgm.bijectors import AffineCoupling, Compose
+
+from pyrodgm.bridges.zuko import AsZukoDistribution, AsZukoTransform, ZukoBijector, ZukoModel  # isort: skip
+import zuko  # isort: skip
+from pyrodgm.tractable import Flow, RealNVP
+
+D, C = 4, 2
+FLOWS = {
+    "NSF": lambda context: zuko.flows.NSF(D, context, transforms=2, hidden_features=(16,)),
+    "NICE": lambda context: zuko.flows.NICE(D, context, transforms=2, hidden_features=(16,)),
+    "SOSPF": lambda context: zuko.flows.SOSPF(D, context, transforms=2, hidden_features=(16,)),
+}
+
+
+def rows(n=6):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randn(n, size, generator=generator, dtype=torch.float64) for size in (D, C))
+
+
+def built(name, context):
+    torch.manual_seed(0)
+    return grow(FLOWS[name](context), 0.1).double()
+
+
+@pytest.mark.parametrize("context", [0, C])
+@pytest.mark.parametrize("name", ["NSF", "NICE"])
+def test_a_transform_gives_its_own_numbers(name, context):
+    x, c = rows()
+    c = c if context else None
+    lazy = built(name, context).transform
+    ours = ZukoBijector(lazy, context)
+    y, ladj = ours(x, c)
+    torch.testing.assert_close((y, ladj), lazy(c).call_and_ladj(x))
+    back, back_ladj = ours.inv(y, c)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(back_ladj, -ladj)
+
+
+@pytest.mark.parametrize("context", [0, C])
+@pytest.mark.parametrize("name", list(FLOWS))
+def test_a_flow_gives_its_own_numbers_and_trains(name, context):
+    x, c = rows(32)
+    c = c if context else None
+    flow = built(name, context)
+    model = ZukoModel(flow, D, context)
+    torch.testing.assert_close(model.log_prob(x, c), flow(c).log_prob(x))
+    assert model.sample(3, c).shape == ((3, 32, D) if context else (3, D))
+    before = model.log_prob(x, c).mean().item()
+    model.float()
+    pyrodgm.fit(model, x.float() if c is None else (x.float(), c.float()), steps=20, progress=False)
+    assert model.log_prob(x.float(), None if c is None else c.float()).mean() > before
+
+
+def test_ours_as_theirs():
+    x, c = rows()
+    torch.manual_seed(0)
+    ours = grow(Compose([AffineCoupling(D, C, [8], flip=bool(i % 2)) for i in range(3)])).double()
+    base = grow(RealNVP(D, 2, [8])).double()
+    flow = zuko.lazy.Flow([AsZukoTransform(ours.inv)], AsZukoDistribution(base))
+    torch.testing.assert_close(flow(c).log_prob(x), Flow(base, list(ours.bijectors)).log_prob(x, c))
+    assert flow(c).sample((5,)).shape == (5, 6, D)
+
+
+def test_copies():
+    x, _ = rows()
+    model = ZukoModel(built("NSF", 0), D)
+    y = model.log_prob(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other.log_prob(x), y, rtol=0, atol=0)
+
+
+def test_importing_leaves_validation_as_it_was():
+    code = (
+        "import torch, pyro; d = torch.distributions.Distribution; before = d._validate_args; "
+        "import pyrodgm.bridges.zuko; assert d._validate_args == before is True; "
+        "assert pyro.distributions.is_validation_enabled()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

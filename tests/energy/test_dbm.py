@@ -1,0 +1,259 @@
+"""Deep Boltzmann machines: energies, bounds, kernels and training against the enumeration of tiny ones."""
+
+import itertools
+
+import pytest
+import torch
+from cases import all_binary, assert_means_agree, contexts, grow, mean_and_error
+from torch import Tensor
+
+import pyrodgm
+from pyrodgm.energy import DeepBoltzmannMachine, dbm
+from pyrodgm.energy.twins import TwinRBM
+from pyrodgm.engine import fit_stack
+from pyrodgm.evaluation import log_likelihood
+from pyrodgm.kernels import TemperedTransitions
+from pyrodgm.objectives import ContrastiveDivergence, MeanFieldContrastive
+
+SHAPES = [(4, [3, 2]), (3, [2, 3, 2]), (2, [2, 2, 2, 2])]
+every = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def machine(visible: int = 4, hidden: list[int] | None = None, context: int = 0, scale: float = 0.8):
+    """Far from its first weights."""
+    torch.manual_seed(0)
+    return grow(DeepBoltzmannMachine(visible, hidden or [3, 2], context), scale).double()
+
+
+def all_layers(sizes: list[int]) -> list[Tensor]:
+    """Every joint state of layers of these sizes, side by side: [(S, H_l)]."""
+    return list(all_binary((sum(sizes),)).split(sizes, -1))
+
+
+def joint_table(model: DeepBoltzmannMachine, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    """-E(x, h) of every h, (B, S), and the states."""
+    h = all_layers(list(model.sizes[1:]))
+    each = None if context is None else context.unsqueeze(1)
+    many = x.unsqueeze(1).expand(-1, len(h[0]), -1)
+    return -model.joint_energy(many, [part.expand(len(x), -1, -1) for part in h], each), h
+
+
+def patterns(n: int = 300) -> Tensor:
+    """Two patterns of eight units and their overlays, with a twentieth of the units flipped."""
+    torch.manual_seed(5)
+    parts = torch.tensor([[1.0, 1, 1, 0, 0, 0, 1, 0], [0.0, 0, 0, 1, 1, 1, 0, 1]])
+    x = (torch.randint(2, (n, 2)).float() @ parts).clamp(max=1)
+    return torch.where(torch.rand_like(x) < 0.05, 1 - x, x).double()
+
+
+@every
+@pytest.mark.parametrize("context", [0, 2])
+def test_energy_sums_every_hidden_layer_out(shape, context):
+    model = machine(*shape, context)
+    x = all_binary((shape[0],))
+    c = contexts(len(x)) if context else None
+    torch.testing.assert_close(model.energy(x, c), -joint_table(model, x, c)[0].logsumexp(-1))
+
+
+@every
+def test_even_energy_sums_the_odd_layers_out(shape):
+    model = machine(*shape)
+    s = all_binary((sum(model.sizes[::2]),))
+    torch.testing.assert_close((-model.even_energy(s)).logsumexp(0), model.log_partition("exact")[0])
+    v = s[:, : shape[0]]
+    for x in all_binary((shape[0],))[1::3]:
+        rows = (v == x).all(-1)
+        torch.testing.assert_close((-model.even_energy(s[rows])).logsumexp(0), -model.energy(x))
+
+
+@every
+@pytest.mark.parametrize("context", [0, 2])
+def test_log_partition(shape, context):
+    model = machine(*shape, context)
+    c = contexts(1)[0] if context else None
+    x = all_binary((shape[0],))
+    expected = (-model.energy(x, None if c is None else c.expand(len(x), -1))).logsumexp(0)
+    exact, _ = model.log_partition("exact", context=c)
+    torch.testing.assert_close(exact, expected)
+    torch.manual_seed(1)
+    model.sample_steps = 40
+    draws, data = model.sample(300, c), all_binary((shape[0],))[1:4]
+    for options in ({"method": "ais"}, {"method": "ais", "data": data}, {"method": "reverse", "samples": draws}):
+        found, error = model.log_partition(context=c, chains=400, temperatures=100, seed=2, **options)
+        assert 0 < error < 0.2
+        assert abs(found - exact) < 4 * error  # 1 in 16,000 by chance, and the seed is fixed
+
+
+@every
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_hidden_units_are_drawn_from_their_posterior(shape, enumerated, monkeypatch):
+    model = machine(*shape)
+    if not enumerated:
+        monkeypatch.setattr(dbm, "_MOST_ODD", 0)
+        monkeypatch.setattr(dbm, "_CLAMPED_SWEEPS", 40)
+    x = torch.ones(1, shape[0]).double()
+    generator = torch.Generator().manual_seed(3)
+    drawn = model.draw_even(x.expand(20_000, -1), generator=generator)
+    assert torch.equal(drawn[:, : shape[0]], x.expand(20_000, -1))
+    with monkeypatch.context() as patch:
+        patch.setattr(dbm, "_MOST_ODD", 14)
+        logits, h = joint_table(model, x)
+    assert_means_agree(*mean_and_error(drawn[:, shape[0] :]), logits[0].softmax(-1) @ torch.cat(h[1::2], -1))
+
+
+@pytest.mark.parametrize("kernel", ["gibbs", "tempered"])
+def test_the_kernel_leaves_the_marginal_alone(kernel):
+    """Rows that start in p(x) are in it after three moves."""
+    model, x = machine(), all_binary((4,))
+    if kernel == "tempered":
+        model.kernel = TemperedTransitions(3, 0.3)
+    p = model.log_prob(x).exp()
+    generator = torch.Generator().manual_seed(4)
+    rows = x[p.multinomial(20_000, replacement=True, generator=generator)]
+    moved = model.run_kernel(rows, None, 3, generator)
+    assert (moved != rows).any(-1).double().mean() > 0.3
+    assert_means_agree(*mean_and_error((moved.unsqueeze(1) == x).all(-1).double()), p)
+
+
+@every
+def test_mean_field_is_coordinate_ascent_of_a_bound(shape):
+    model, x = machine(*shape), all_binary((shape[0],))
+    energies = torch.stack([model.variational_energy(x, steps=s) for s in (1, 2, 3, 5, 50)])
+    assert bool((energies.diff(dim=0) <= 1e-12).all())
+    assert bool((energies >= model.energy(x) - 1e-12).all())
+    # at the end no unit can be bettered: the means solve their own equations
+    mu = model.mean_field(x, steps=2000)
+    layers = [x, *[m.clone().requires_grad_() for m in mu]]
+    entropy = sum(-(m.xlogy(m) + (1 - m).xlogy(1 - m)).sum() for m in layers[1:])
+    gradients = torch.autograd.grad(model.joint_energy(x, layers[1:]).sum() - entropy, layers[1:])
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-8)
+
+
+def test_the_bound_is_exact_without_links_above():
+    """With W_2 = 0 the posterior is factorised, so the bound is log p(x)."""
+    model = machine()
+    with torch.no_grad():
+        model.weights[1].zero_()
+    x = all_binary((4,))
+    torch.testing.assert_close(model.bound(x, method="exact"), model.log_prob(x))
+    assert bool((machine().bound(x, method="exact") < machine().log_prob(x)).all())
+
+
+def test_bound_with_contexts():
+    model, x, c = machine(context=2), all_binary((4,)), contexts(16)
+    gap = model.log_prob(x, c) - model.bound(x, c, method="exact")
+    torch.testing.assert_close(gap, model.variational_energy(x, c) - model.energy(x, c))
+
+
+def test_gradient_of_the_objective_is_that_of_the_bound():
+    """With chains in the model's distribution; the entropy of q has no gradient of its own at its maximum."""
+    model, x = machine(), all_binary((4,))[1::3]
+    parameters = list(model.parameters())
+    bound = (-model.variational_energy(x, steps=500) - model.log_partition("exact")[0]).mean()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(-bound, parameters)])
+    objective = MeanFieldContrastive(k=5, chains=500, mean_field=500).double()
+    torch.manual_seed(2)
+    objective.check(model)
+    for _ in range(10):
+        objective.loss(model, x)
+    found = []
+    for _ in range(60):
+        gradients = torch.autograd.grad(objective.loss(model, x), parameters)
+        found.append(torch.cat([g.flatten() for g in gradients]))
+    # five sweeps between steps leave little correlation between these weakly linked units
+    assert_means_agree(*mean_and_error(torch.stack(found)), exact)
+
+
+def test_pretraining_then_joint_training_raise_the_exact_bound():
+    x = patterns()
+    torch.manual_seed(0)
+    start = DeepBoltzmannMachine(8, [6, 4]).double().bound(x, method="exact").mean()
+    stack = [layer.double() for layer in DeepBoltzmannMachine.stack(8, [6, 4])]
+    options = {"epochs": 30, "batch_size": 50, "progress": False}
+    fit_stack(stack, x, lambda: ContrastiveDivergence(k=1), **options)
+    model = DeepBoltzmannMachine.from_stack(stack)
+    greedy = model.bound(x, method="exact").mean()
+    assert greedy > start + 0.5
+    run = pyrodgm.fit(model, x, MeanFieldContrastive(k=5), lr=0.02, **options)
+    joint = run.model.bound(x, method="exact").mean()
+    assert joint > greedy + 0.3
+    assert joint <= run.model.log_prob(x).mean()
+    assert run.objective.held_out(run.model, x).item() == pytest.approx(-joint.item())
+
+
+def test_a_stack_becomes_a_machine():
+    stack = [grow(layer, 0.5) for layer in DeepBoltzmannMachine.stack(5, [4, 3, 2])]
+    assert [(t.visible_copies, t.hidden_copies) for t in stack] == [(2, 1), (2, 2), (1, 2)]
+    model = DeepBoltzmannMachine.from_stack(stack)
+    for weight, twin in zip(model.weights, stack, strict=True):
+        assert torch.equal(weight, twin.weight)
+    # without links above and below, a middle layer has what its two machines say on average
+    torch.testing.assert_close(model.biases[1], (stack[0].hidden_bias + stack[1].visible_bias) / 2)
+    torch.testing.assert_close(model.biases[0], stack[0].visible_bias)
+    torch.testing.assert_close(model.biases[3], stack[2].hidden_bias)
+
+
+@pytest.mark.parametrize("copies", list(itertools.product([1, 2], [1, 3])))
+def test_twins_are_the_tied_rbm(copies):
+    torch.manual_seed(0)
+    twins = grow(TwinRBM(2, 2, *copies), 0.8).double()
+    weight, b, c = twins._tied()
+    x, h = all_binary((2 * copies[0],)), all_binary((2 * copies[1],))
+    joint = x @ b + (h @ c).unsqueeze(-1) + h @ weight @ x.t()  # (S, B)
+    torch.testing.assert_close(twins.energy(x), -joint.logsumexp(0))
+    torch.testing.assert_close(twins.log_partition("exact")[0], joint.logsumexp((0, 1)))
+    generator = torch.Generator().manual_seed(1)
+    drawn = twins.draw_hidden(x[1].expand(20_000, -1), generator=generator)
+    assert_means_agree(*mean_and_error(drawn), joint[:, 1].softmax(0) @ h[:, :2])
+
+
+def test_likelihoods_say_what_they_are():
+    x = all_binary((4,))
+    found = log_likelihood(machine(), x)
+    assert found.kind == "exact"
+    assert found.value == pytest.approx(machine().log_prob(x).mean().item())
+
+
+def test_large_machines_are_bounded_and_sampled():
+    torch.manual_seed(0)
+    model = DeepBoltzmannMachine(30, [20, 10])
+    assert not model.enumerable
+    model.sample_steps = 5
+    x = model.sample(6)
+    log_z, error = model.log_partition("ais", chains=50, temperatures=50, seed=0)
+    bound = model.bound(x, chains=50, temperatures=50, seed=0)
+    torch.testing.assert_close(bound, (-model.variational_energy(x).double() - log_z).float())
+    assert error < 0.1
+    with pytest.raises(ValueError, match="variational_energy, bound"):
+        model.energy(x)
+
+
+def test_chains_are_saved():
+    model, x = machine(), all_binary((4,))
+    first = MeanFieldContrastive(chains=6).double()
+    first.loss(model, x)
+    second = MeanFieldContrastive(chains=6).double()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.states, first.states)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="one hidden layer is an RBM"):
+        DeepBoltzmannMachine(4, [3])
+    with pytest.raises(ValueError, match="copies >= 1"):
+        TwinRBM(4, 3, 0)
+    with pytest.raises(ValueError, match="one context"):
+        machine(context=2).log_partition("exact", context=contexts(3))
+    with pytest.raises(ValueError, match="k, chains and mean_field >= 1"):
+        MeanFieldContrastive(k=0)
+    with pytest.raises(ValueError, match="without context"):
+        MeanFieldContrastive().check(machine(context=2))
+    with pytest.raises(TypeError, match="DeepBoltzmannMachine, got TwinRBM"):
+        MeanFieldContrastive().check(TwinRBM(4, 3))
+    objective = MeanFieldContrastive(chains=2)
+    objective.check(machine())
+    with pytest.raises(ValueError, match="for each model"):
+        objective.check(machine(3, [2, 2]))
+    with pytest.raises(ValueError, match="expected machine 1 of 3 visible units"):
+        fit_stack([TwinRBM(4, 3), TwinRBM(4, 2)], all_binary((4,)).float(), epochs=1, progress=False)

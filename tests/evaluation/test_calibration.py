@@ -1,0 +1,182 @@
+"""Calibration: right posteriors pass, a guide of wrong scale or location is exposed by ranks, coverage and k-hat."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyrodgm
+from pyrodgm.core import Latent, data_plate
+from pyrodgm.evaluation import (
+    Calibration,
+    guide_calibration,
+    guide_fit,
+    latent_calibration,
+    mcmc_calibration,
+)
+from pyrodgm.kernels import HMC
+
+D = torch.float64
+LEVELS = [0.2, 0.5, 0.8, 0.95]
+SD = 0.5**0.5  # of z | x in N(0, 1) x N(z, 1)
+BROKEN = pytest.mark.parametrize(("scale", "shift"), [(0.4, 0.0), (2.5, 0.0), (1.0, 1.0)])
+
+
+class Gaussian(Latent):
+    """z ~ N(0, I), x ~ N(z, I) in two dimensions, with a guide that is q(z | x) = N(x / 2 + shift, scale^2 / 2)."""
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__((2,))
+        self.guide = _Posterior(scale, shift)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        with data_plate(x, context, n):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+class _Posterior(torch.nn.Module):
+    def __init__(self, scale: float, shift: float) -> None:
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        with data_plate(x, context, n):
+            return pyro.sample("z", dist.Normal(x / 2 + self.shift * SD, self.scale * SD).to_event(1))
+
+
+def program() -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(1))
+
+
+def guide(scale: float = 1.0, shift: float = 0.0):
+    def q(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(x / 2 + shift * SD, scale * SD).to_event(1))
+
+    return q
+
+
+def assert_right(found: Calibration) -> None:
+    assert found.p_value > 1e-3
+    share, error = found.coverage(LEVELS)
+    assert ((share - torch.tensor(LEVELS, dtype=D)).abs() < 4 * error + 1 / (found.draws + 1)).all()
+
+
+def assert_exposed(found: Calibration, scale: float, shift: float) -> None:
+    assert found.p_value < 1e-6
+    share, error = found.coverage(LEVELS)
+    gap = (share - torch.tensor(LEVELS, dtype=D)) / error
+    if scale > 1:
+        assert gap[1] > 5, "a wide guide covers too much"
+    else:
+        assert gap[1] < -5, "a narrow or shifted guide covers too little"
+    assert found.kolmogorov()["log density"] < 1e-6
+
+
+def test_a_latent_model_with_the_exact_posterior() -> None:
+    found = latent_calibration(Gaussian(), simulations=2000, draws=99)
+    assert found.ranks["z"].shape == (2000, 2)
+    assert_right(found)
+
+
+@BROKEN
+def test_a_latent_model_with_a_broken_guide(scale: float, shift: float) -> None:
+    assert_exposed(latent_calibration(Gaussian(scale, shift), simulations=600, draws=59), scale, shift)
+
+
+def test_a_wrong_scale_and_a_wrong_location_look_as_they_should() -> None:
+    narrow = latent_calibration(Gaussian(0.5), simulations=1000, draws=99).histograms()["z"]
+    assert (narrow[[0, -1]] > 100).all()  # of 50 a bin
+    shifted = latent_calibration(Gaussian(1.0, -0.5), simulations=1000, draws=99).histograms()["z"]
+    assert (shifted[0] < shifted[-1]).all()  # draws too low: the truth ranks high
+
+
+def test_the_guide_of_a_program() -> None:
+    assert_right(guide_calibration(program, guide(), ["x"], simulations=200, draws=19))
+
+
+@BROKEN
+def test_a_broken_guide_of_a_program(scale: float, shift: float) -> None:
+    assert_exposed(guide_calibration(program, guide(scale, shift), ["x"], simulations=150, draws=19), scale, shift)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_chains(shift: float) -> None:
+    def sampler(conditioned):
+        settings = {"chains": 39, "warmup": 0, "thin": 10, "draws": 1, "compile": False, "progress": False}
+        posterior = pyrodgm.mcmc(conditioned, HMC(1.5, 0.5), **settings)
+        return {"z": posterior["z"] + shift * SD}
+
+    found = mcmc_calibration(program, sampler, ["x"], simulations=50, draws=39)
+    if shift:
+        assert found.p_value < 1e-6
+        assert (found.coverage([0.5])[0] > 0.7).all()  # of the program's density, which the draws miss
+    else:
+        assert_right(found)
+
+
+def test_ties_of_discrete_sites_are_broken_at_random() -> None:
+    def coin() -> None:
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Bernoulli(0.5)), 1e3))
+
+    def half(x: Tensor) -> None:
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    found = guide_calibration(coin, half, ["x"], simulations=400, draws=9)
+    assert found.p_value > 1e-3
+
+
+def test_p_values_are_uniform_where_ranks_are() -> None:
+    generator = torch.Generator().manual_seed(1)
+    p = []
+    for _ in range(300):
+        ranks = torch.randint(64, (200, 4), generator=generator)
+        p.append(Calibration({"z": ranks}, 63).chi_square()["z"])
+    p = torch.cat(p)
+    # 1200 uniform values: standard error of the share below a tenth is 0.009
+    assert abs((p < 0.1).double().mean() - 0.1) < 4.5 * 0.009
+    assert abs(p.mean() - 0.5) < 4.5 / math.sqrt(12 * 1200)
+
+
+def conditioned(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def test_khat_of_a_right_guide_and_of_a_wide_one() -> None:
+    x = torch.tensor([0.7, -0.4], dtype=D)
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum().item()
+    exact = guide_fit(conditioned, guide(), x, particles=200)
+    assert exact.khat < 0.7
+    assert exact.log_evidence == pytest.approx(evidence)
+    assert exact.effective == pytest.approx(200)
+    wide = guide_fit(conditioned, guide(2.5), x, particles=1000)
+    assert wide.khat < 0.7  # weights are bounded
+    assert wide.effective < 400
+    error = (1 / wide.effective - 1 / 1000) ** 0.5
+    assert abs(wide.log_evidence - evidence) < 5 * error
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.3, 0.0), (1.0, 4.0)])
+def test_khat_exposes_a_narrow_and_a_shifted_guide(scale: float, shift: float) -> None:
+    x = torch.tensor([0.7, -0.4], dtype=D)
+    fit = guide_fit(conditioned, guide(scale, shift), x, particles=1000)
+    assert fit.khat > 0.7
+    assert fit.elbo < fit.log_evidence
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="among the sites"):
+        guide_calibration(program, guide(), ["y"], simulations=2)
+    with pytest.raises(ValueError, match="simulations >= 2"):
+        latent_calibration(Gaussian(), simulations=1)
+    with pytest.raises(ValueError, match="at least 63 draws"):
+        mcmc_calibration(program, lambda p: {"z": torch.zeros(2, 5, 2)}, ["x"], simulations=2)
+    with pytest.raises(ValueError, match="25 particles"):
+        guide_fit(conditioned, guide(), torch.zeros(2, dtype=D), particles=10)
+    with pytest.raises(ValueError, match="divisor"):
+        _ = Calibration({"z": torch.zeros(10, 1).long()}, 6).p_value

@@ -1,0 +1,254 @@
+"""Measures of the latents against closed forms, quadrature and models whose use of z is known."""
+
+import math
+import warnings
+
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import HIDDEN, MODELS, assert_means_agree, mean_and_error, ready, rows
+from test_contracts_latent import exact_marginal, linear_vae
+from torch.distributions import kl_divergence
+
+import pyrodgm
+from pyrodgm.evaluation import (
+    CollapseWarning,
+    WatchCollapse,
+    active_units,
+    aggregate_distance,
+    importance_estimate,
+    kl_per_dimension,
+    latent_use,
+    log_likelihood,
+    mutual_information,
+    pareto,
+    pareto_k,
+)
+from pyrodgm.latent import VAE
+from pyrodgm.objectives import ELBO
+from pyrodgm.tractable import Parametric, RealNVP, StandardNormal
+
+
+def flow_vae():
+    model = ready(MODELS["VAE of flows"])
+    return model, rows(MODELS["VAE of flows"], model, 40)
+
+
+def check_active_units():
+    """The posterior mean is linear in x, so its covariance is known; a dimension without weight is not active."""
+    vae, x = linear_vae(), exact_marginal().sample((300,))
+    with torch.no_grad():
+        vae.guide.posterior.net.weight[1].zero_()
+    found = active_units(vae, x, batch_size=70)
+    weight = vae.guide.posterior.net.weight[:2]
+    torch.testing.assert_close(found.variances, (x @ weight.T).var(0).detach())
+    assert found.active == 1
+
+
+def test_active_units():
+    check_active_units()
+
+
+def test_active_units_by_draws_take_their_noise_off():
+    """A flow guide has no mean in closed form; its draws' own variance is not the data's."""
+    vae, x = flow_vae()
+    alike = torch.stack([active_units(vae, x[:1].expand(500, -1), particles=2).variances for _ in range(40)])
+    assert_means_agree(*mean_and_error(alike), torch.zeros(()).double())
+    few, many = (active_units(vae, x, particles=k).variances for k in (20, 2000))
+    torch.testing.assert_close(few, many, rtol=0.3, atol=0.1)
+
+
+def check_kl_per_dimension():
+    vae, x = linear_vae(optimal=False), exact_marginal().sample((50,))
+    q = vae.posterior(x).base_dist
+    expected = kl_divergence(q, dist.Normal(torch.zeros(2).double(), 1.0)).mean(0).detach()
+    torch.testing.assert_close(kl_per_dimension(vae, x, batch_size=7), expected)
+    torch.testing.assert_close(torch.tensor(latent_use(vae, x).kl).double(), expected.sum())
+
+
+def test_kl_per_dimension():
+    check_kl_per_dimension()
+    with pytest.raises(TypeError, match="independent dimensions"):
+        kl_per_dimension(*flow_vae())
+
+
+def scalar_vae(spread):
+    """q(z | x) = N(spread x, 0.6) for x in one dimension."""
+    vae = VAE(StandardNormal(1), Parametric(dist.Normal, 1, 1), Parametric(dist.Normal, 1, 1)).double()
+    with torch.no_grad():
+        net = vae.guide.posterior.net[0]
+        net.weight.copy_(torch.tensor([[spread], [0.0]]))
+        net.bias.copy_(torch.tensor([0.0, math.log(0.6)]))
+    return vae
+
+
+def check_mutual_information():
+    """Three groups of equal rows: the information about the group, by the trapezoid rule."""
+    vae, groups = scalar_vae(1.0), torch.tensor([[-1.0], [0.2], [1.5]]).double()
+    x = groups.repeat(1000, 1)
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64).unsqueeze(-1)
+    log_q = vae.posterior(groups).log_prob(z.unsqueeze(1)).detach()  # (4001, 3)
+    log_mixture = log_q.logsumexp(1) - math.log(3)
+    exact = torch.trapezoid((log_q.exp() * (log_q - log_mixture.unsqueeze(1))).mean(1), z.squeeze(-1)).item()
+    # 3000 draws of a log-ratio of order 1
+    assert mutual_information(vae, x, batch_size=700) == pytest.approx(exact, abs=5 / math.sqrt(3000))
+
+
+def test_mutual_information():
+    check_mutual_information()
+    far = torch.arange(16).double().unsqueeze(-1)
+    assert mutual_information(scalar_vae(100.0), far) == pytest.approx(math.log(16), abs=1e-6)  # every row is told
+    assert mutual_information(scalar_vae(0.0), far) < 1e-9
+    vae, x = flow_vae()
+    assert 0 <= mutual_information(vae, x) <= math.log(len(x))
+    # the whole KL is the information and the distance of q(z) to p(z), which is not negative
+    vae, x = linear_vae(optimal=False), exact_marginal().sample((1500,))
+    assert mutual_information(vae, x) < latent_use(vae, x).kl
+
+
+def test_the_aggregate_of_the_exact_posterior_is_the_prior():
+    x = exact_marginal().sample((600,))
+    found = torch.tensor([aggregate_distance(linear_vae(), x[i::3], batch_size=64) for i in range(3)])
+    away = linear_vae()
+    with torch.no_grad():
+        away.guide.posterior.net.bias[:2].add_(1.0)
+    # an unbiased estimate from 200 rows has a standard deviation of about 1 / 200
+    assert found.abs().max() < 0.03
+    assert aggregate_distance(away, x) > 0.1
+
+
+def prototypes(n=400):
+    generator = torch.Generator().manual_seed(4)
+    kinds = (torch.rand(4, 12, generator=generator) < 0.5).float()
+    flips = (torch.rand(n, 12, generator=generator) < 0.05).float()
+    return (kinds[torch.randint(4, (n,), generator=generator)] - flips).abs()
+
+
+def watched(objective, wait=2):
+    torch.manual_seed(0)
+    vae, x, watch = VAE.mlp(12, 3, [32]), prototypes(), WatchCollapse(prototypes()[:200], wait=wait)
+    run = pyrodgm.fit(vae, x, objective, epochs=25, batch_size=50, lr=5e-3, callbacks=[watch], progress=False)
+    return run, watch
+
+
+def check_collapse_is_seen():
+    """beta = 100 makes any use of z too dear, and the callback says so once; at beta = 1 there is nothing to say."""
+    with pytest.warns(CollapseWarning, match=r"0 of 3 units active") as said:
+        run, watch = watched(ELBO(beta=100.0))
+    assert len(said) == 1
+    assert watch.history[-1].collapsed
+    assert run.history[-1]["active_units"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run, watch = watched(ELBO(), wait=15)
+    use = watch.history[-1]
+    assert not use.collapsed
+    # four kinds of rows: log 4 nats tell them apart
+    assert use.active >= 2
+    assert 0.7 * math.log(4) < use.information
+    assert run.history[-1]["information"] == use.information
+
+
+def test_collapse_is_seen():
+    check_collapse_is_seen()
+
+
+# likelihood by importance sampling
+
+
+def test_shape_of_a_known_tail():
+    """Draws of generalised Pareto distributions; the estimator's deviation is about (1 + k) / sqrt(M)."""
+    u = torch.rand(4000, 200).double()
+    for k in (0.2, 0.7, 1.2):
+        excess = 1.5 * (u**-k - 1) / k
+        found, scale = pareto.fit_pareto(excess.sort(0).values)
+        assert_means_agree(found.mean(), found.std() / 200**0.5 + 2e-3, torch.tensor(k).double())  # bias: O(1 / M)
+        assert scale.mean().item() == pytest.approx(1.5, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")  # arviz announces its next version when it is imported
+def test_khat_is_arviz():
+    arviz = pytest.importorskip("arviz", reason="compares with an optional library")
+    for scale in (0.3, 1.0, 3.0):
+        log_weights = scale * torch.randn(2000, 4).double()
+        _, expected = arviz.psislw(log_weights.T.numpy())
+        torch.testing.assert_close(pareto_k(log_weights), torch.as_tensor(expected))
+
+
+def check_importance_estimate():
+    x = exact_marginal().sample((60,))
+    exact = exact_marginal().log_prob(x)
+    best = importance_estimate(linear_vae(), x, particles=200)
+    torch.testing.assert_close(best.rows, exact)
+    assert best.sampling_error < 1e-6
+    assert bool((best.effective > 199.99).all())
+    assert bool((best.khat < 0.7).all())
+    wide = importance_estimate(linear_vae(optimal=False), x, particles=5000, batch_size=25)
+    gap = (wide.rows - exact).mean().abs().item()
+    assert gap < 5 * wide.sampling_error + 1e-3  # half the relative variance of a mean of 5000 weights
+    assert bool((wide.khat < 0.7).all())
+    assert wide.standard_error == pytest.approx(wide.rows.std().item() / 60**0.5)
+
+
+def test_importance_estimate():
+    check_importance_estimate()
+
+
+def test_khat_tells_a_guide_that_misses_mass():
+    vae, x = linear_vae(), exact_marginal().sample((30,))
+    with torch.no_grad():
+        vae.guide.posterior.net.bias[2:].sub_(1.5)  # a scale 4.5 times too small: the weights have infinite variance
+    assert importance_estimate(vae, x, particles=2000).khat.median() > 0.7
+
+
+def check_sampling_error_is_the_spread():
+    vae, x = linear_vae(optimal=False), exact_marginal().sample((20,))
+    found = [importance_estimate(vae, x, particles=200) for _ in range(150)]
+    spread = torch.tensor([f.value for f in found]).double().std()
+    claimed = torch.tensor([f.sampling_error for f in found]).double().mean()
+    # a standard deviation from 150 values is known to 6 per cent; the weights' own tail adds some
+    assert claimed.item() == pytest.approx(spread.item(), rel=0.25)
+
+
+def test_sampling_error_is_the_spread():
+    check_sampling_error_is_the_spread()
+
+
+def test_particles_come_in_parts_that_fit_memory():
+    vae, x, seen = linear_vae(), exact_marginal().sample((100,)), []
+    original = vae.log_weights
+
+    def counted(*arguments, particles, **options):
+        seen.append(particles)
+        return original(*arguments, particles=particles, **options)
+
+    vae.log_weights = counted
+    found = log_likelihood(vae, x.repeat(10, 1), particles=5000, batch_size=1000)
+    assert sum(seen) == 5000
+    assert max(seen) * x.numel() * 10 <= 2**22
+    assert found.value == pytest.approx(exact_marginal().log_prob(x).mean().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: importance_estimate(linear_vae(), torch.zeros(2, 4).double(), particles=3), "25 particles"),
+        (lambda: importance_estimate(linear_vae(), torch.zeros(0, 4).double()), "one row"),
+        (lambda: active_units(linear_vae(), torch.zeros(1, 4).double()), "two rows"),
+        (lambda: mutual_information(linear_vae(), torch.zeros(0, 4).double()), "one row"),
+        (lambda: pareto_k(torch.zeros(10)), "25 weights"),
+        (lambda: WatchCollapse(torch.zeros(2, 4), wait=-1), "wait >= 0"),
+    ],
+)
+def test_mistakes_are_named(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_every_guide_is_measured():
+    x = (torch.rand(30, 5) < 0.5).float()
+    likelihood = Parametric(dist.Bernoulli, 5, 2, HIDDEN)
+    for guide in (RealNVP(2, 2, HIDDEN, 5), Parametric(dist.Normal, 2, 5, HIDDEN)):
+        use = latent_use(VAE(RealNVP(2, 2, HIDDEN), likelihood, guide), x)
+        assert use.units == 2
+        assert all(math.isfinite(v) for v in use)

@@ -1,0 +1,118 @@
+"""Gibbs with gradients leaves enumerated laws invariant, binary, spin and categorical, and reaches them."""
+
+import pytest
+import torch
+from cases import all_binary, assert_means_agree, grow
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyrodgm.energy import RBM, BoltzmannMachine
+from pyrodgm.kernels import CategoricalGibbsWithGradients, GibbsWithGradients, Kernel
+
+CHAINS = 40_000
+D = torch.float64
+
+
+def rbm() -> RBM:
+    torch.manual_seed(0)
+    return grow(RBM(4, 3), 0.9).double().requires_grad_(False)
+
+
+def ising() -> BoltzmannMachine:
+    torch.manual_seed(0)
+    return grow(BoltzmannMachine(4, spins=True), 0.6).double().requires_grad_(False)
+
+
+COUPLING = 0.4 * torch.randn(3, 3, 3, 3, dtype=D, generator=torch.Generator().manual_seed(3))
+
+
+def potts(x: Tensor) -> Tensor:
+    """Three units of three values with every pair linked, and a square: no first-order guess is exact."""
+    pairs = torch.einsum("nik,ikjl,njl->n", x, COUPLING, x)
+    return pairs + 0.5 * (x[..., 0].sum(-1) - 1) ** 2
+
+
+def potts_states() -> Tensor:
+    return one_hot(torch.cartesian_prod(*[torch.arange(3)] * 3), 3).to(D)
+
+
+CASES = {
+    "rbm": (lambda: rbm().energy, lambda: all_binary((4,)), GibbsWithGradients()),
+    "rbm, three flips": (lambda: rbm().energy, lambda: all_binary((4,)), GibbsWithGradients(3)),
+    "ising": (lambda: ising().energy, lambda: 2 * all_binary((4,)) - 1, GibbsWithGradients(low=-1.0)),
+    "potts": (lambda: potts, potts_states, CategoricalGibbsWithGradients()),
+}
+
+
+def assert_law(x: Tensor, states: Tensor, p: Tensor) -> None:
+    """Frequencies of the states against p, with the binomial error at p."""
+    found = (x.flatten(1).unsqueeze(1) == states.flatten(1)).all(-1).double().mean(0)
+    assert_means_agree(found, (p * (1 - p) / len(x)).sqrt(), p)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_invariance_by_enumeration(name: str) -> None:
+    build, every, kernel = CASES[name]
+    energy, states = build(), every()
+    p = (-energy(states)).softmax(0)
+    generator = torch.Generator().manual_seed(1)
+    state = kernel.init(energy, states[p.multinomial(CHAINS, replacement=True, generator=generator)])
+    for _ in range(5):
+        state, info = kernel.step(state, generator)
+    assert 0.2 < info.accept_prob.mean() < 0.999  # so that the correction matters
+    assert_law(state.positions, states, p)
+    torch.testing.assert_close(state.energy, energy(state.positions))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_transition_is_in_detailed_balance(name: str) -> None:
+    """The matrix that the equations give, by enumeration, and what the kernel does from one state."""
+    build, every, kernel = CASES[name]
+    if kernel.flips > 1:
+        kernel = type(kernel)(1)
+    energy, states = build(), every()
+    n = len(states)
+    p = (-energy(states)).softmax(0)
+    state = kernel.init(energy, states)
+    q = kernel.logits(states, state.gradient).softmax(-1)
+    transition = torch.zeros(n, n, dtype=D)
+    for move in range(q.shape[1]):
+        y, back = kernel.moved(states, torch.full((n,), move))
+        to = (y.flatten(1).unsqueeze(1) == states.flatten(1)).all(-1).double().argmax(-1)
+        ratio = p[to] * q[to, back] / (p * q[:, move])
+        flow = torch.where(q[:, move] > 0, q[:, move] * ratio.clamp(max=1), 0.0)
+        transition[torch.arange(n), to] += flow
+    transition.diagonal().zero_()
+    transition.diagonal().copy_(1 - transition.sum(1))
+    torch.testing.assert_close(p.unsqueeze(1) * transition, (p.unsqueeze(1) * transition).T)
+    torch.testing.assert_close(p @ transition, p)
+    start = int(p.argmin())
+    at = kernel.init(energy, states[start].expand(CHAINS, *states.shape[1:]).contiguous())
+    after, _ = kernel.step(at, torch.Generator().manual_seed(2))
+    assert_law(after.positions, states, transition[start])
+
+
+def test_it_reaches_the_law_from_one_state() -> None:
+    energy, states = rbm().energy, all_binary((4,))
+    kernel, generator = GibbsWithGradients(4), torch.Generator().manual_seed(3)
+    state = kernel.init(energy, torch.zeros(20_000, 4, dtype=D))
+    for _ in range(40):
+        state, _ = kernel.step(state, generator)
+    assert_law(state.positions, states, (-energy(states)).softmax(0))
+
+
+@pytest.mark.parametrize("build", [GibbsWithGradients, CategoricalGibbsWithGradients])
+def test_at_least_one_flip(build: type[Kernel]) -> None:
+    with pytest.raises(ValueError, match="flips >= 1"):
+        build(0)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="low= and high="):
+        GibbsWithGradients().init(ising().energy, -torch.ones(2, 4, dtype=D))
+    with pytest.raises(ValueError, match="low < high"):
+        GibbsWithGradients(low=1.0)
+    with pytest.raises(ValueError, match="one-hot"):
+        CategoricalGibbsWithGradients().init(potts, torch.zeros(2, 3, 3, dtype=D))
+    with pytest.raises(TypeError, match="expected an energy"):
+        GibbsWithGradients().init(rbm().potential(), torch.zeros(2, 4, dtype=D))

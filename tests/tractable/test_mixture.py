@@ -1,0 +1,139 @@
+"""Mixtures: the gradient is EM's, the maximum is scikit-learn's, and the VampPrior shares its guide."""
+
+import copy
+import pickle
+
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import HIDDEN, MODELS, assert_means_agree, contexts, mean_and_error, ready, rows
+from sklearn.mixture import GaussianMixture
+from torch import nn
+from torch.distributions import constraints
+
+from pyrodgm.core import Energy
+from pyrodgm.distributions import MixtureDistribution
+from pyrodgm.energy import RBM
+from pyrodgm.latent import VAE
+from pyrodgm.tractable import Mixture, Parametric, RealNVP, StandardNormal, VampPrior
+
+
+def test_density_is_the_weighted_sum():
+    mixture = ready(MODELS["Mixture"])
+    x = rows(MODELS["Mixture"], mixture, 6)
+    each = torch.stack([m.log_prob(x).exp() for m in mixture.components], -1)
+    torch.testing.assert_close(mixture.log_prob(x).exp(), each @ mixture.weights)
+    torch.testing.assert_close(mixture.responsibilities(x), each * mixture.weights / (each @ mixture.weights)[:, None])
+
+
+def test_gated_weights_follow_the_context():
+    mixture, c = ready(MODELS["Mixture"], True), contexts(5)
+    x = rows(MODELS["Mixture"], mixture, 5)
+    parts = [m.log_prob(x, c if m.context else None).exp() for m in mixture.components]
+    weights = mixture.gate(c).softmax(-1)
+    torch.testing.assert_close(mixture.log_prob(x, c).exp(), (torch.stack(parts, -1) * weights).sum(-1))
+    with pytest.raises(ValueError, match="free weights"):
+        _ = mixture.weights
+
+
+def test_gradient_is_that_of_the_expected_complete_likelihood():
+    """Fisher's identity: the gradient of log p is EM's, with the responsibilities held fixed."""
+    mixture = ready(MODELS["Mixture"])
+    x, parameters = rows(MODELS["Mixture"], mixture, 8), list(mixture.parameters())
+    found = torch.autograd.grad(mixture.log_prob(x).sum(), parameters)
+    r = mixture.responsibilities(x).detach()
+    complete = torch.stack([m.log_prob(x) for m in mixture.components], -1) + mixture.logits.log_softmax(-1)
+    torch.testing.assert_close(found, torch.autograd.grad((r * complete).sum(), parameters))
+
+
+def test_gradient_ascent_reaches_scikit_learns_maximum():
+    torch.manual_seed(0)
+    means = torch.tensor([[-2.0, 0.0], [2.0, 1.0]]).double()
+    x = torch.cat([m + torch.randn(150, 2).double() * s for m, s in zip(means, (0.5, 1.0), strict=True)])
+    reference = GaussianMixture(2, covariance_type="diag", reg_covar=0, tol=1e-10, max_iter=1000, random_state=0).fit(x)
+    mixture = Mixture([Parametric(dist.Normal, 2), Parametric(dist.Normal, 2)]).double()
+    with torch.no_grad():
+        for member, mean in zip(mixture.components, means, strict=True):
+            member.free[:2] = mean
+    optimizer = torch.optim.LBFGS(mixture.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -mixture.log_prob(x).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # both stop where the likelihood moves by less than 1e-7
+    assert mixture.log_prob(x).mean().item() == pytest.approx(reference.score(x), abs=1e-6)
+
+
+def test_components_draw_their_own_share():
+    logits = torch.tensor([0.2, 0.3, 0.5]).log()
+    parts = [dist.Delta(torch.tensor(float(k))) for k in range(3)]
+    d = MixtureDistribution(logits, parts)
+    batched = MixtureDistribution(logits, [p.expand((4,)) for p in parts])
+    for x in (d.sample((20_000,)), batched.sample((5_000,)).flatten()):
+        share = torch.stack([x == k for k in range(3)], -1).double()
+        assert_means_agree(*mean_and_error(share), logits.exp().double())
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: Mixture([]), ValueError, "at least one"),
+        (lambda: Mixture([StandardNormal(2), StandardNormal(3)]), ValueError, "one event shape"),
+        (lambda: Mixture([RealNVP(2, context=1), RealNVP(2, context=3)]), ValueError, "one context size"),
+        (lambda: Mixture([StandardNormal(2)], nn.Linear(2, 1)), ValueError, "leave the gate out"),
+        (lambda: Mixture([RBM(2, 2)]), TypeError, "Tractable"),
+        (lambda: VampPrior(Parametric(dist.Normal, 2, 3), 0), ValueError, "pseudo_inputs >= 1"),
+        (lambda: VampPrior(Parametric(dist.Normal, 2, 3), 2, context=3), ValueError, "pseudo_inputs >= 1"),
+    ],
+)
+def test_mistakes_are_named(build, error, match):
+    assert issubclass(RBM, Energy)
+    with pytest.raises(error, match=match):
+        build()
+
+
+def vamp_vae(pseudo_inputs=4):
+    guide = Parametric(dist.Normal, 2, 5, HIDDEN)
+    prior = VampPrior(guide, pseudo_inputs, support=constraints.unit_interval)
+    return VAE(prior, Parametric(dist.Bernoulli, 5, 2, HIDDEN), guide).double()
+
+
+def test_vamp_prior_is_the_guides_average_over_pseudo_inputs():
+    vae, z = vamp_vae(), torch.randn(7, 2).double()
+    u = vae.prior.pseudo_inputs
+    assert bool(((u > 0) & (u < 1)).all())
+    each = torch.stack([vae.posterior(u[k : k + 1]).log_prob(z) for k in range(4)])
+    torch.testing.assert_close(vae.prior.log_prob(z), each.exp().mean(0).log())
+
+
+def test_vamp_prior_of_the_data_is_the_aggregate_posterior():
+    """With every row a pseudo-input, the prior is the mean of the posteriors, where E_x KL(q || p) is least."""
+    vae, x = vamp_vae(6), torch.rand(6, 5).double() * 0.98 + 0.01
+    vae.prior.start_from(x)
+    # a start keeps off the bounds by 2 per cent of the range
+    torch.testing.assert_close(vae.prior.pseudo_inputs.detach(), x, rtol=0, atol=0.02)
+    aggregate = Mixture([StandardNormal(2)])  # any other density of z has a larger mean KL
+    q = vae.posterior(x)
+    z = q.sample((4000,))
+    with torch.no_grad():
+        gap = (vae.prior.log_prob(z) - aggregate.double().log_prob(z)).mean(-1)
+    mean, error = mean_and_error(gap)
+    assert mean > 5 * error
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_keep_prior_and_guide_one(duplicate):
+    other = duplicate(vamp_vae())
+    assert other.prior.posterior is other.guide.posterior
+    assert len(list(other.parameters())) == len({id(p) for p in other.parameters()})
+    fresh = vamp_vae()
+    fresh.load_state_dict(other.state_dict())
+    z = torch.randn(3, 2).double()
+    torch.testing.assert_close(fresh.prior.log_prob(z), other.prior.log_prob(z))
+    with torch.no_grad():
+        other.guide.posterior.net[0].weight.add_(1.0)
+    assert not torch.equal(fresh.prior.log_prob(z), other.prior.log_prob(z))
