@@ -1,6 +1,6 @@
 """Known densities of the plane recovered by a neural energy: KL on a grid, by each objective that needs no normaliser.
 
-    python benchmarks/energy_2d.py                     # both densities, every objective, 4000 steps each
+    python benchmarks/energy_2d.py                     # both densities, every objective, 2000 steps each: minutes
     python benchmarks/energy_2d.py --only replay --steps 1000
 
 KL(target || model) in nats, both normalised on one grid; the bar is 0.05. Beside it the KL of the moment-matched
@@ -34,7 +34,7 @@ from pyrodgm.tractable import NSF
 BAR = 0.05
 ROWS, SIGMA = 50_000, 0.1
 HALF, POINTS = 6.0, 301
-CENTRES = 1.5 * torch.tensor([[0.0, 1.0], [-0.75**0.5, -0.5], [0.75**0.5, -0.5]])
+CENTRES = 1.5 * torch.tensor([[0.0, 1.0], [-(0.75**0.5), -0.5], [0.75**0.5, -0.5]])
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 OBJECTIVES: dict[str, Callable[[NSF], Objective]] = {
     "replay": lambda flow: ReplayDivergence(k=20),
@@ -84,7 +84,7 @@ def smoothed(log_p: Tensor) -> Tensor:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--only", choices=OBJECTIVES, help="one objective")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -6,7 +6,7 @@ import torch
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import latent_grid
 from pyrodgm.latent import M2
 from pyrodgm.nets import MLP
 from pyrodgm.objectives import SemiSupervised
@@ -33,16 +33,23 @@ for _ in range(2 if arguments.smoke else 500):
     loss.backward()
     optimizer.step()
 
-# All rows: unknown labels are summed over. The paper's alpha is 0.1 N over the labels, the weight of each here.
-model = M2.mlp(features=64, classes=10, latent=8, hidden=[200])
-objective = SemiSupervised(alpha=0.1 * len(partly) / len(known))
-epochs = 2 if arguments.smoke else 60
-pyrodgm.fit(model, (digits.train, partly), objective, epochs=epochs, progress=not arguments.smoke)
+# All rows: unknown labels are summed over. The classifier counts as if every row had its label (the paper: a tenth).
+model = M2.mlp(features=64, classes=10, latent=3, hidden=[200])
+objective = SemiSupervised(alpha=len(partly) / len(known))
+options = {"epochs": 2 if arguments.smoke else 60, "batch_size": 64, "lr": 3e-3, "progress": not arguments.smoke}
+pyrodgm.fit(model, (digits.train, partly), objective, **options)
 
-for name, guess in (("100 labels alone", alone(digits.test)), ("M2, unlabelled rows too", model.classify(digits.test))):
-    print(f"{name}: {(guess.argmax(-1) != truth).double().mean():.1%} of the test digits wrong")
+# The paper's gain on MNIST with 100 labels: 25.8 % of the test digits wrong by a network alone, 12.0 % by M2.
+rest = torch.ones(len(partly), dtype=torch.bool)
+rest[known] = False
+for name, classify in (("100 labels alone", alone), ("M2, unlabelled rows too", model.classify)):
+    wrong = classify(digits.test).argmax(-1) != truth
+    missed = classify(digits.train[rest]).argmax(-1) != labels[rest].argmax(-1)
+    print(
+        f"{name}: wrong on {wrong.double().mean():.1%} of the test, {missed.double().mean():.1%} of the unlabelled rows"
+    )
 
 # A picture: samples of each class, a column each.
 classes = torch.eye(10).repeat_interleave(4, 0)
 drawn = model.sample(context=classes).unflatten(0, (10, 4)).transpose(0, 1)
-image_grid({f"draw {i}": row for i, row in enumerate(drawn)}, digits.image_shape).savefig(arguments.picture, dpi=150)
+latent_grid(drawn, digits.image_shape).savefig(arguments.picture, dpi=150)

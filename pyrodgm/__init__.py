@@ -1,7 +1,7 @@
 """Deep generative models as Pyro programs: run, condition, compose and trust them."""
 
 from pyrodgm.core import EmptyGuide, Energy, GenerativeModel, Implicit, Latent, Tractable
-from pyrodgm.engine import CheckpointError, Fit, Posterior, fit, mcmc
+from pyrodgm.engine import CheckpointError, Fit, Posterior, fit, mcmc, smc
 
 __version__ = "0.1.0"
 
@@ -17,4 +17,5 @@ __all__ = [
     "Tractable",
     "fit",
     "mcmc",
+    "smc",
 ]

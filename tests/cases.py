@@ -61,10 +61,12 @@ from pyrodgm.distributions import Codes, DiscretizedLogistic
 from pyrodgm.energy import (
     RBM,
     BoltzmannMachine,
+    DeepBeliefNetwork,
     DeepBoltzmannMachine,
     GaussianUnits,
     JointEnergy,
     NeuralEnergy,
+    Recognition,
     SoftmaxUnits,
     VisibleUnits,
 )
@@ -86,6 +88,8 @@ from pyrodgm.kernels import (
     HMC,
     MALA,
     NUTS,
+    SGHMC,
+    SGLD,
     BlockGibbs,
     CategoricalGibbsWithGradients,
     ChEES,
@@ -124,8 +128,9 @@ from pyrodgm.objectives import (
     ReverseKL,
     ReweightedWakeSleep,
     ScoreMatching,
-    SlicedScoreMatching,
     SemiSupervised,
+    SlicedScoreMatching,
+    UpDown,
     VariationalEM,
     VectorQuantization,
     WakeSleep,
@@ -236,15 +241,17 @@ class ObjectiveCase:
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A kernel and its kind of target: "gaussian" (moves by energies), "rbm" or "boltzmann" (by conditionals), "binary" or
-    "categorical" (moves by the gradient of an energy of discrete units).
+    """A kernel and its kind of target: "gaussian" (moves by energies), "rbm" or "boltzmann" (by conditionals),
+    "binary" or "categorical" (moves by the gradient of an energy of discrete units).
 
     settle: steps until what it remembers beside its positions has the joint law that it leaves invariant.
+    covariance: of the law that it leaves invariant on a Gaussian of given precision, if that is not the Gaussian.
     """
 
     build: Callable[[], Kernel]
     target: str
     settle: int = 0
+    covariance: Callable[[Tensor], Tensor] = torch.inverse
 
 
 def _made(context: int = 0, **options: Any) -> MADE:
@@ -253,6 +260,10 @@ def _made(context: int = 0, **options: Any) -> MADE:
 
 def _mixture(context: int = 0) -> MADE:
     return MADE(2, HIDDEN, GaussianMixtureConditional(3), context, activation=nn.Tanh)
+
+
+def _resampled(context: int = 0) -> Resampled:
+    return Resampled(2, HIDDEN, context, tries=5, points=1024)
 
 
 def _nsf(context: int = 0, autoregressive: bool = False) -> NSF:
@@ -430,8 +441,8 @@ MODELS: dict[str, ModelCase] = {
     "ImageFlowPlusPlus": ModelCase(_image_flow_plus_plus, lambda: _image_flow_plus_plus(C), reparameterised=True),
     "Flow": ModelCase(_flow, lambda: _flow(C), reparameterised=True),
     "Flow inverse": ModelCase(_inverse_flow, lambda: _inverse_flow(C), reparameterised=True),
-    "Resampled": ModelCase(lambda: Resampled(2, HIDDEN, tries=5), lambda: Resampled(2, HIDDEN, C, tries=5)),
-    "RealNVP of a resampled base": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=Resampled(2, HIDDEN, tries=5)), None),
+    "Resampled": ModelCase(_resampled, lambda: _resampled(C)),
+    "RealNVP of a resampled base": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=_resampled()), None),
     "MAF of a Student's t": ModelCase(
         lambda: MAF(2, 2, HIDDEN, base=Parametric(dist.StudentT, 2, fixed={"df": 4.0})), None, reparameterised=True
     ),
@@ -478,6 +489,10 @@ MODELS: dict[str, ModelCase] = {
     "RBM Gaussian": ModelCase(lambda: _rbm(0, 2, GaussianUnits(2)), lambda: _rbm(C, 2, GaussianUnits(2))),
     "RBM softmax": ModelCase(lambda: _rbm(0, 6, SoftmaxUnits(3)), lambda: _rbm(C, 6, SoftmaxUnits(3)), levels=3),
     "TwinRBM": ModelCase(_twins, None, binary=True),
+    "DeepBeliefNetwork": ModelCase(lambda: _deep(DeepBeliefNetwork), lambda: _deep(DeepBeliefNetwork, C), binary=True),
+    "DeepBeliefNetwork of three": ModelCase(
+        lambda: _deep(DeepBeliefNetwork, 0, [2, 3, 2]), lambda: _deep(DeepBeliefNetwork, C, [2, 3, 2]), binary=True
+    ),
     "DeepBoltzmannMachine": ModelCase(
         lambda: _deep(DeepBoltzmannMachine), lambda: _deep(DeepBoltzmannMachine, C), binary=True
     ),
@@ -720,12 +735,35 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
     "DenoisingScoreMatching": ObjectiveCase(lambda m: DenoisingScoreMatching(0.3), "NeuralEnergy", general=False),
     "NoiseContrastive": ObjectiveCase(lambda m: NoiseContrastive(StandardNormal(2), 3), "NeuralEnergy", general=False),
     "JointLikelihood": ObjectiveCase(lambda m: JointLikelihood(ReplayDivergence(2, 100)), "JointEnergy", general=False),
+    "UpDown": ObjectiveCase(
+        lambda m: UpDown(Recognition(4, [3]), k=2), "DeepBeliefNetwork", ("model", "recognition"), general=False
+    ),
     "MeanFieldContrastive": ObjectiveCase(
         lambda m: MeanFieldContrastive(chains=8), "DeepBoltzmannMachine", general=False
     ),
     "Adversarial": ObjectiveCase(lambda m: Adversarial.mlp(m, HIDDEN), "GAN", ("critic", "generator")),
     "Adversarial minimax": ObjectiveCase(_minimax, "GAN", ("critic", "generator")),
 }
+
+
+def sgld_covariance(kernel: SGLD, precision: Tensor) -> Tensor:
+    """Stationary covariance of unadjusted Langevin steps, (P (I - h P / 4))^-1."""
+    return (precision - kernel.step_size**2 / 4 * precision @ precision).inverse()
+
+
+def sghmc_covariance(kernel: SGHMC, precision: Tensor, gradient_variance: float = 0.0) -> Tensor:
+    """Of x in the stationary law of SGHMC's linear recursion: S = A S A' + Q, solved as a linear system."""
+    eye, eta = torch.eye(len(precision), dtype=precision.dtype), kernel.step_size**2
+    # v' = (1 - alpha) v - eta P (x + v): its gradient is at the new x
+    lower = torch.cat((-eta * precision, (1 - kernel.friction) * eye - eta * precision), 1)
+    a = torch.cat((torch.cat((eye, eye), 1), lower))
+    q = torch.zeros_like(a)
+    n = len(precision)
+    q[n:, n:] = (2 * (kernel.friction - kernel.noise) * eta + eta**2 * gradient_variance) * eye
+    size = a.numel()
+    flat = torch.linalg.solve(torch.eye(size, dtype=a.dtype) - torch.kron(a, a), q.flatten())
+    return flat.reshape(a.shape)[:n, :n]
+
 
 KERNELS: dict[str, KernelCase] = {
     "MALA": KernelCase(lambda: MALA(0.9), "gaussian"),
@@ -740,6 +778,10 @@ KERNELS: dict[str, KernelCase] = {
     "NUTS": KernelCase(lambda: NUTS(0.7), "gaussian"),
     "GibbsWithGradients": KernelCase(lambda: GibbsWithGradients(2), "binary"),
     "CategoricalGibbsWithGradients": KernelCase(lambda: CategoricalGibbsWithGradients(2), "categorical"),
+    "SGLD": KernelCase(lambda: SGLD(0.7), "gaussian", covariance=lambda p: sgld_covariance(SGLD(0.7), p)),
+    "SGHMC": KernelCase(
+        lambda: SGHMC(0.5, 0.6), "gaussian", settle=30, covariance=lambda p: sghmc_covariance(SGHMC(0.5, 0.6), p)
+    ),
     "ParallelTempering": KernelCase(lambda: ParallelTempering(HMC(1.5, 0.6), 3, 0.3), "gaussian", settle=30),
 }
 

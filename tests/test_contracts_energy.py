@@ -66,7 +66,8 @@ def check_kernel_invariance(name):
     kernel, generator = case.build(), torch.Generator().manual_seed(1)
     if case.target == "gaussian":
         noise = torch.randn(CHAINS, 2, dtype=torch.float64, generator=generator)
-        state = kernel.init(gaussian, noise @ torch.linalg.cholesky(PRECISION.inverse()).T)
+        covariance = case.covariance(PRECISION)
+        state = kernel.init(gaussian, noise @ torch.linalg.cholesky(covariance).T)
     else:
         potential, states, p = discrete_target(case.target)
         start = states[p.multinomial(CHAINS, replacement=True, generator=generator)]
@@ -83,8 +84,7 @@ def check_kernel_invariance(name):
     x = state.positions
     if case.target == "gaussian":
         moments = torch.cat((x, (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(1), x**4), -1)
-        variance = PRECISION.inverse().diagonal()
-        expected = torch.cat((torch.zeros(2).double(), PRECISION.inverse().flatten(), 3 * variance**2))
+        expected = torch.cat((torch.zeros(2).double(), covariance.flatten(), 3 * covariance.diagonal() ** 2))
         assert_means_agree(*mean_and_error(moments), expected)
     else:
         found = (x.flatten(1).unsqueeze(1) == states.flatten(1)).all(-1).double()

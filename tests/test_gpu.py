@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyrodgm
-from pyrodgm.energy import RBM
+from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, GaussianUnits, Recognition
 from pyrodgm.evaluation import WatchCollapse, importance_estimate
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
@@ -20,7 +20,9 @@ from pyrodgm.objectives import (
     ImportanceWeighted,
     InfoVAE,
     LaggingInference,
+    MeanFieldContrastive,
     ReweightedWakeSleep,
+    UpDown,
     VariationalEM,
 )
 from pyrodgm.tractable import FFJORD, MADE, GaussianMixtureConditional, RealNVP
@@ -33,6 +35,7 @@ REAL = {
     "FFJORD": lambda: FFJORD(12, hidden=[16]),
     "MADE mixture": lambda: MADE(12, [32], GaussianMixtureConditional(3)),
     "GAN": lambda: GAN.mlp(12, 4, [16]),
+    "RBM Gaussian": lambda: RBM(12, 5, units=GaussianUnits(12)),
 }
 
 
@@ -64,6 +67,19 @@ def test_ais_on_cuda_agrees_with_enumeration():
     exact, _ = rbm.log_partition("exact")
     estimate, error = rbm.log_partition("ais", chains=200, temperatures=200, seed=0)
     assert abs(float(estimate - exact)) < 5 * float(error) + 1e-4
+
+
+@pytest.mark.parametrize("name", ["mean field", "up-down"])
+def test_deep_energies_on_cuda(name):
+    if name == "mean field":
+        model, objective = DeepBoltzmannMachine(12, [8, 4]), MeanFieldContrastive(chains=10)
+    else:
+        model, objective = DeepBeliefNetwork(12, [8, 4]), UpDown(Recognition(12, [8]))
+    x = rows("RBM")
+    pyrodgm.fit(model, x, objective, validate=x, epochs=2, device="cuda", progress=False)
+    estimate, error = model.log_partition("ais", chains=200, temperatures=200, seed=0)
+    assert abs(float(estimate - model.log_partition("exact")[0])) < 5 * float(error) + 1e-4
+    assert model.sample(4).device.type == "cuda"
 
 
 OF_LATENTS = {

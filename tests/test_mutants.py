@@ -19,14 +19,20 @@ import test_contracts_implicit as implicit
 import test_contracts_latent as latent
 import test_contracts_model as model
 import test_contracts_tractable as tractable
+import test_dbm as deep_machines
+import test_dbn as deep_beliefs
 import test_guides_exact as guides
 import test_latent_measures as measures
 import test_latent_players as players
+import test_noise_contrastive as contrasts
+import test_replay as replays
+import test_score as scores
+import test_visible_units as visibles
 
 from pyrodgm import core
 from pyrodgm.bijectors import coupling, image, linear, normalization, univariate
 from pyrodgm.distributions import autoregressive, conditionals, flow, normal, unnormalised
-from pyrodgm.energy import bipartite, rbm
+from pyrodgm.energy import bipartite, dbm, dbn, rbm, twins, visible_units
 from pyrodgm.guides import FullCovariance, SemiAmortized, local, program
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, RandomWalk
@@ -37,10 +43,17 @@ from pyrodgm.objectives import (
     AdversarialVariationalBayes,
     BetaTCVAE,
     ContrastiveDivergence,
+    DenoisingScoreMatching,
     FreeBits,
     ImportanceWeighted,
+    MeanFieldContrastive,
     Minimax,
+    NoiseContrastive,
+    ReplayDivergence,
     ReweightedWakeSleep,
+    ScoreMatching,
+    SlicedScoreMatching,
+    UpDown,
     elbo,
     infovae,
     wake_sleep,
@@ -282,6 +295,36 @@ MUTANTS = {
         energy.check_samples_have_the_density),
     "AIS starts from another normaliser": Mutant(
         bipartite.AnnealedRBM, "base_log_partition", "len(self.c)", "(len(self.c) + 1)", energy.check_log_partition),
+    "Gaussian units of another variance": Mutant(
+        visible_units.GaussianUnits, "log_partition", "0.5 * len", "0.4 * len",
+        visibles.test_log_partition_is_the_sum_over_the_support, ("gaussian", 0)),
+    "softmax units that take the likeliest level": Mutant(
+        visible_units.SoftmaxUnits, "draw", ".exponential_(generator=generator)", ".fill_(1.0)",
+        visibles.test_conditionals_match_the_joint_energy, ("softmax",)),
+    "twins that see one copy": Mutant(
+        twins.TwinRBM, "_total", ".sum(-2)", "[..., 0, :]", deep_machines.test_twins_are_the_tied_rbm, ((2, 1),)),
+    "deep machine misses a link": Mutant(
+        dbm.DeepBoltzmannMachine, "joined", "self.weights[odd].t()", "0 * self.weights[odd].t()",
+        deep_machines.test_energy_sums_every_hidden_layer_out, ((4, [3, 2]), 0)),
+    "mean field without what comes from above": Mutant(
+        dbm.DeepBoltzmannMachine, "mean_field", "inputs + mu[layer + 1] @ self.weights[layer]", "inputs",
+        deep_machines.test_mean_field_is_coordinate_ascent_of_a_bound, ((4, [3, 2]),)),
+    "a bound without its entropy": Mutant(
+        dbm.DeepBoltzmannMachine, "variational_energy", " - entropy", "",
+        deep_machines.test_the_bound_is_exact_without_links_above),
+    "pre-training without doubled weights": Mutant(
+        dbm.DeepBoltzmannMachine, "stack", "1 + (i < last)", "1", deep_machines.test_a_stack_becomes_a_machine),
+    "joint training with data only": Mutant(
+        MeanFieldContrastive, "loss", "model.even_energy(state.positions).mean()", "0.0",
+        deep_machines.test_gradient_of_the_objective_is_that_of_the_bound),
+    "belief network's posterior forgets the layers above": Mutant(
+        dbn.DeepBeliefNetwork, "draw_hidden", " + above", "",
+        deep_beliefs.test_hidden_units_are_drawn_from_their_posterior, ((4, [3, 2]),)),
+    "belief network weighs with another guide": Mutant(
+        dbn.DeepBeliefNetwork, "log_weights", "- recognition", "- 0.9 * recognition",
+        deep_beliefs.test_weights_are_unbiased, ((4, [3, 2]), 0)),
+    "sleep without the top machine": Mutant(
+        UpDown, "forward", "model.descend(negative)", "model.descend(h[-1])", deep_beliefs.test_gradients_of_up_down),
     "no negatives in the gradient": Mutant(
         unnormalised.Unnormalised, "log_prob", "(missing - missing.detach())", "0 * missing",
         energy.check_training_gradient),
@@ -290,6 +333,17 @@ MUTANTS = {
     "contrastive divergence with data only": Mutant(
         ContrastiveDivergence, "loss", "model.energy(negatives, context).mean()", "model.energy(x, context).mean()",
         model.check_objective, ("ContrastiveDivergence",)),
+    "score matching with twice the square": Mutant(
+        ScoreMatching, "loss", "square().sum(-1) / 2", "square().sum(-1)", scores.check_gaussian),
+    "slices of another curvature": Mutant(
+        SlicedScoreMatching, "loss", "(v * _derivative(along.sum(), x))", "_derivative(along.sum(), x)",
+        scores.check_sliced, (True, True)),
+    "denoising away from the rows": Mutant(
+        DenoisingScoreMatching, "loss", "self.sigma * s + noise", "self.sigma * s - noise", scores.check_denoising),
+    "noise-contrastive without its ratio": Mutant(
+        NoiseContrastive, "loss", " - math.log(self.ratio)", "", contrasts.check_gradient_at_the_truth, (3,)),
+    "replay that never begins anew": Mutant(
+        ReplayDivergence, "loss", "< self.restart", "< 0", replays.check_restarts),
     # implicit
     "a fake called real": Mutant(
         Minimax, "value", "F.logsigmoid(-fake)", "F.logsigmoid(fake)",

@@ -13,11 +13,15 @@ from pyrodgm.diagnostics.latent_space import (
     manipulate,
 )
 from pyrodgm.diagnostics.plots import curves, density_2d, image_grid, png, real_and_samples, save, scatter
+from pyrodgm.diagnostics.reconstruction import completions, reconstructions
 from pyrodgm.diagnostics.report import write_report
+from pyrodgm.diagnostics.topic_words import topic_words
+from pyrodgm.diagnostics.traversal import plane, traversals
 
 __all__ = [
     "attribute",
     "calibration_plot",
+    "completions",
     "curves",
     "decode",
     "density_2d",
@@ -28,11 +32,15 @@ __all__ = [
     "manifold",
     "manipulate",
     "path_2d",
+    "plane",
     "png",
     "real_and_samples",
+    "reconstructions",
     "samples_by_layer",
     "save",
     "scatter",
+    "topic_words",
+    "traversals",
     "write_comparison",
     "write_report",
 ]

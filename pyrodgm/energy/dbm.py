@@ -85,7 +85,7 @@ class DeepBoltzmannMachine(Energy):
     @classmethod
     def from_stack(cls, stack: Sequence[TwinRBM]) -> DeepBoltzmannMachine:
         """The deep machine of pre-trained ones; a layer that two of them have takes the mean of their biases."""
-        model = cls(stack[0].visible, [machine.hidden for machine in stack])
+        model = cls(stack[0].visible, [machine.hidden for machine in stack]).to(stack[0].weight)
         with torch.no_grad():
             below = [machine.hidden_bias for machine in stack]
             above = [machine.visible_bias for machine in stack]
@@ -94,7 +94,7 @@ class DeepBoltzmannMachine(Energy):
                 own.copy_(given)
             for own, machine in zip(model.weights, stack, strict=True):
                 own.copy_(machine.weight)
-        return model.to(stack[0].weight)
+        return model
 
     @property
     def support(self) -> Any:
@@ -123,7 +123,7 @@ class DeepBoltzmannMachine(Energy):
         return torch.cat(rows), torch.cat(biases[::2], -1), torch.cat(biases[1::2], -1)
 
     def joint_energy(self, x: Tensor, h: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
-        """E(x, h) of h_1 to h_L, or its mean under independent units with these means: (*B, V), [(*B, H_l)] -> (*B,)."""
+        """E(x, h) of h_1 to h_L, or its mean over independent units of these means: (*B, V), [(*B, H_l)] -> (*B,)."""
         x, context = self.check(x, context)
         layers = [x, *h]
         energy: Any = 0.0
@@ -211,7 +211,7 @@ class DeepBoltzmannMachine(Energy):
                 if layer + 1 < len(mu):
                     inputs = inputs + mu[layer + 1] @ self.weights[layer]
                 mu[layer] = inputs.sigmoid()
-        return mu[1:]
+        return [m.detach() for m in mu[1:]]  # a traced graph forgets no_grad
 
     def variational_energy(self, x: Tensor, context: Tensor | None = None, steps: int = 10) -> Tensor:
         r"""An upper bound of the energy in nats, :math:`E_q E(x, h) - H(q) \geq E(x)`, (*B, V) -> (*B,)."""
@@ -275,9 +275,7 @@ class DeepBoltzmannMachine(Energy):
         if samples is not None:
             each = None if context is None else context.expand(len(samples), -1)
             samples = self.draw_even(samples, each)
-        return estimate_log_partition(
-            method, weight, b, c, base, self.units, samples, chains, temperatures, seed
-        )
+        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, seed)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
         r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, V) -> (*B,); see :meth:`RBM.log_prob`."""

@@ -105,7 +105,7 @@ class TiltedEnergy(Energy):
         *,
         context: Tensor | None = None,
         chains: int = 1000,
-        temperatures: int | Tensor = 1000,
+        temperatures: int | Tensor = 300,
         proposal: Tractable | None = None,
         draws: int = 100_000,
         points: int = 257,

@@ -6,5 +6,6 @@ from pyrodgm.engine.greedy import fit_stack
 from pyrodgm.engine.mcmc import mcmc
 from pyrodgm.engine.posterior import Posterior
 from pyrodgm.engine.result import Fit
+from pyrodgm.engine.smc import Evidence, smc
 
-__all__ = ["CheckpointError", "Fit", "Posterior", "default_objective", "fit", "fit_stack", "mcmc"]
+__all__ = ["CheckpointError", "Evidence", "Fit", "Posterior", "default_objective", "fit", "fit_stack", "mcmc", "smc"]

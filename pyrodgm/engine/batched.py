@@ -36,7 +36,7 @@ class BatchedEnergy:
 
     def __init__(self, energy: Callable[[Tensor], Tensor], compile: bool = True, batched: bool = False) -> None:
         self.compile = compile
-        self._energy = energy if batched else torch.func.vmap(energy)
+        self._energy = energy if batched else torch.func.vmap(_alone(energy))
         self._both = _summed(energy) if batched else torch.func.vmap(torch.func.grad_and_value(energy))
         self._graphs: dict[Any, Callable[[Tensor], Any]] = {}
         self._failed = False
@@ -77,6 +77,12 @@ class BatchedEnergy:
             warnings.warn(f"tracing the energy fell back to eager: {reason}", stacklevel=2)
             return eager
         return graph
+
+
+def _alone(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The energy inside a level of differentiation that nobody asks: Pyro's enumeration reads ``.data``, which a
+    tensor of ``vmap`` alone refuses."""
+    return lambda x: torch.func.vjp(energy, x)[0]
 
 
 def _summed(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from pyrodgm.objectives.base import Objective
 __all__ = ["CompiledLoss", "compile_loss"]
 
 _REASON = 300  # characters of an error that a warning repeats
+_ROUNDING = 0.02  # of a gradient's norm: more than orders of summation explain, bfloat16's included
 
 
 class _Loss(nn.Module):
@@ -72,26 +73,40 @@ def compile_loss(
 ) -> CompiledLoss | None:
     """The compiled loss, tried on one batch; None, with one warning that says why, where that fails.
 
-    The trial leaves buffers, gradients and random state as they were.
+    It fails, too, where the gradients are not the eager ones: tracing loses those of an inner ``autograd.grad``
+    without a word. The trial leaves buffers, gradients and random state as they were.
     """
     if type(objective).forward is not Objective.forward:
         _warn(f"{type(objective).__name__} has losses for several players, and compiling needs one loss")
         return None
     compiled = CompiledLoss(model, objective)
     buffers = [b.clone() for b in compiled.module.buffers()]
-    try:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            loss = compiled(x, context, n)
-            if loss.requires_grad:
-                torch.autograd.grad(loss, [p for p in compiled.parameters if p.requires_grad], allow_unused=True)
-    except Exception as error:  # tracing runs arbitrary model code: whatever it raises means eager
-        _warn(f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}")
+    found: list[Tensor] = []
+    for loss_of in (compiled, compiled, compiled.module):  # the first call traces, and takes noise to do so
+        try:
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                found.append(_gradient(loss_of(x, context, n), compiled.parameters))
+        except Exception as error:  # tracing runs arbitrary model code: whatever it raises means eager
+            _warn(f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}")
+            return None
+        finally:
+            with torch.no_grad():
+                for buffer, old in zip(compiled.module.buffers(), buffers, strict=True):
+                    buffer.copy_(old)
+    _, graph, eager = found
+    if bool(((graph - eager).norm() > _ROUNDING * eager.norm()) & eager.isfinite().all()):
+        _warn(f"its gradients are {100 * ((graph - eager).norm() / eager.norm()).item():.0f} % off in the traced graph")
         return None
-    finally:
-        with torch.no_grad():
-            for buffer, old in zip(compiled.module.buffers(), buffers, strict=True):
-                buffer.copy_(old)
     return compiled
+
+
+def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Of all parameters in a row."""
+    if not loss.requires_grad:
+        return loss.detach().reshape(1)
+    wanted = [p for p in parameters if p.requires_grad]
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(wanted, grads, strict=True)])
 
 
 def _warn(reason: str) -> None:

@@ -19,15 +19,15 @@ __all__ = ["fit_stack"]
 
 
 def fit_stack(
-    stack: Sequence[RBM] | Sequence[TwinRBM],
+    stack: Sequence[RBM | TwinRBM],
     data: Tensor,
     objective: Callable[[], Objective] = ContrastiveDivergence,
     **options: Any,
 ) -> list[Fit]:
     r"""Train machines bottom first: h ~ p(h | v) of the one below are the rows of the next.
 
-    Each machine starts from the visible biases of its rows. With a stack of RBMs a deep belief network's bound rises
-    (or stays) with every layer whose own likelihood does; a stack of :class:`TwinRBM` starts a deep Boltzmann machine.
+    Each machine starts from the visible biases of its rows and ends on the device of the data. A stack of RBMs starts a
+    deep belief network, a stack of :class:`TwinRBM` a deep Boltzmann machine.
 
     Args:
         stack: machines that fit onto each other; rows are repeated where a machine has copies of its visible layer.

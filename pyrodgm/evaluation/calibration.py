@@ -135,7 +135,7 @@ def latent_calibration(
     _, context = model.check(None, context)
     rows = simulations if context is None else len(context)
     with evaluating(model), poutine.block():
-        truth = poutine.trace(model).get_trace(None, context, n=rows)
+        truth: Any = poutine.trace(model).get_trace(None, context, n=rows)
         x = truth.nodes["x"]["value"]
         drawn = model.particle_trace(model.guide, draws, x, context)
         replayed = poutine.trace(poutine.replay(model.guide, trace=truth)).get_trace(x, context)
@@ -181,8 +181,8 @@ def guide_calibration(
     for _ in range(simulations):
         truth, data = _simulate(program, observed)
         with poutine.block():
-            traces = [poutine.trace(guide).get_trace(*data.values()) for _ in range(draws)]
-            own = poutine.trace(poutine.replay(guide, trace=truth)).get_trace(*data.values())
+            traces: list[Any] = [poutine.trace(guide).get_trace(*data.values()) for _ in range(draws)]
+            own: Any = poutine.trace(poutine.replay(guide, trace=truth)).get_trace(*data.values())
         names = [name for name, site in sample_sites(own).items() if not site["is_observed"]]
         missing = set(names) - set(truth.nodes)
         if missing:
@@ -239,7 +239,9 @@ def mcmc_calibration(
         samples = _thinned(getattr(result, "samples", result), draws)
         known = [n for n in samples if n in truth.nodes]  # what is summed out or deterministic has no rank of its own
         with torch.no_grad(), poutine.block():
-            ranks = {n: _ranks(samples[n].to(truth.nodes[n]["value"]), truth.nodes[n]["value"]).flatten() for n in known}
+            ranks = {
+                n: _ranks(samples[n].to(truth.nodes[n]["value"]), truth.nodes[n]["value"]).flatten() for n in known
+            }
             density = [_joint(conditioned, {n: samples[n][i] for n in known}) for i in range(draws)]
             own = _joint(conditioned, {n: truth.nodes[n]["value"] for n in known})
         ranks[DENSITY] = _ranks(torch.stack(density), own).reshape(1)
@@ -255,7 +257,7 @@ def _check_counts(simulations: int, draws: int) -> None:
 def _simulate(program: Callable[[], Any], observed: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
     """A run of the program and what of it is data."""
     with poutine.block():
-        trace = poutine.trace(program).get_trace()
+        trace: Any = poutine.trace(program).get_trace()
     free = {name for name, site in sample_sites(trace).items() if not site["is_observed"]}
     if not set(observed) <= free:
         raise ValueError(f"expected {list(observed)} among the sites that the program draws, got {sorted(free)}")

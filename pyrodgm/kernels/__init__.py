@@ -11,6 +11,8 @@ from pyrodgm.kernels.langevin import MALA, RandomWalk, energy_and_gradient
 from pyrodgm.kernels.metric import Dense, Diagonal, Metric
 from pyrodgm.kernels.nuts import NUTS
 from pyrodgm.kernels.pyro_adapter import PyroKernel
+from pyrodgm.kernels.smc import SMCEstimate, sequential_monte_carlo, systematic_resample
+from pyrodgm.kernels.stochastic_gradient import SGHMC, SGLD, Minibatch, NoisyGradient
 from pyrodgm.kernels.sweep import GibbsSweep, Sweepable
 from pyrodgm.kernels.tempered import Annealable, TemperedTransitions
 from pyrodgm.kernels.tempering import ParallelTempering
@@ -19,6 +21,8 @@ __all__ = [
     "HMC",
     "MALA",
     "NUTS",
+    "SGHMC",
+    "SGLD",
     "AISEstimate",
     "Annealable",
     "AnnealingPath",
@@ -33,10 +37,13 @@ __all__ = [
     "Info",
     "Kernel",
     "Metric",
+    "Minibatch",
+    "NoisyGradient",
     "ParallelTempering",
     "PyroKernel",
     "RandomWalk",
     "ReversiblePath",
+    "SMCEstimate",
     "State",
     "Sweepable",
     "TemperedTransitions",
@@ -44,4 +51,6 @@ __all__ = [
     "annealed_importance_sampling",
     "energy_and_gradient",
     "reverse_annealed_importance_sampling",
+    "sequential_monte_carlo",
+    "systematic_resample",
 ]

@@ -109,7 +109,9 @@ class GibbsWithGradients(_LocallyInformed):
         return (-(self.low + self.high - 2 * x) * gradient / 2).flatten(1)
 
     def moved(self, x: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.zeros_like(x.flatten(1), dtype=torch.bool).scatter(1, choice.unsqueeze(-1), True).reshape(x.shape)
+        chosen = (
+            torch.zeros_like(x.flatten(1), dtype=torch.bool).scatter(1, choice.unsqueeze(-1), True).reshape(x.shape)
+        )
         return torch.where(chosen, self.low + self.high - x, x), choice
 
 

@@ -121,13 +121,14 @@ class ParallelTempering(Kernel):
         chains, replicas = len(state.positions), len(self.betas)
         moved = self._outer(inner, state.potential)
         parts, accept_prob = self._swap(_with_hot(moved), state.moves % 2, generator)
-        cold = [None if v is None else v.reshape(chains, replicas)[:, 0] for v in (info.diverging, info.steps)]
-        told = Info(info.accept_prob.reshape(chains, replicas)[:, 0], *cold, inner=Swaps(info, accept_prob))
+        diverging, steps = (
+            None if v is None else v.reshape(chains, replicas)[:, 0] for v in (info.diverging, info.steps)
+        )
+        accepted = info.accept_prob.reshape(chains, replicas)[:, 0]
+        told = Info(accepted, diverging, steps, inner=Swaps(info, accept_prob))
         return _as_state(parts, state.potential, state.moves + 1), told
 
-    def _swap(
-        self, parts: list[Tensor], parity: int, generator: torch.Generator | None
-    ) -> tuple[list[Tensor], Tensor]:
+    def _swap(self, parts: list[Tensor], parity: int, generator: torch.Generator | None) -> tuple[list[Tensor], Tensor]:
         """Try the pairs (r, r + 1) of one parity; positions, energies, gradients: (chains, R, ...) each."""
         x, energy = parts[:2]
         betas = self.betas.to(x.device, energy.dtype)

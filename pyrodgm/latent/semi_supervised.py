@@ -222,7 +222,9 @@ class M2(Latent):
         flat = x.flatten(1).expand(self.classes, -1, -1)
         q = self.guide.style.condition(join_context(flat, y))
         if not q.has_rsample and torch.is_grad_enabled():
-            raise TypeError(f"expected a style with rsample, got {type(self.guide.style).__name__}; use objectives.ELBO")
+            raise TypeError(
+                f"expected a style with rsample, got {type(self.guide.style).__name__}; use objectives.ELBO"
+            )
         p = self._prior(y)
         draw = torch.Size((particles,))
         z = q.rsample(draw) if q.has_rsample else q.sample(draw)  # (particles, K, B, Z)

@@ -12,14 +12,15 @@ from pyrodgm.objectives.joint import JointLikelihood
 from pyrodgm.objectives.lagging import LaggingInference, StopLagging
 from pyrodgm.objectives.latent_game import AdversarialAutoencoder, AdversarialVariationalBayes
 from pyrodgm.objectives.likelihood import MaximumLikelihood
-from pyrodgm.objectives.noise_contrastive import NoiseContrastive
 from pyrodgm.objectives.mean_field import MeanFieldContrastive
+from pyrodgm.objectives.noise_contrastive import NoiseContrastive
 from pyrodgm.objectives.quantization import VectorQuantization
 from pyrodgm.objectives.replay import ReplayDivergence
 from pyrodgm.objectives.reverse_kl import Distillation, ReverseKL
 from pyrodgm.objectives.score import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 from pyrodgm.objectives.semi_supervised import SemiSupervised
 from pyrodgm.objectives.total_correlation import BetaTCVAE, KLTerms, log_aggregate
+from pyrodgm.objectives.up_down import UpDown
 from pyrodgm.objectives.variational_em import VariationalEM
 from pyrodgm.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep, generative_parameters
 
@@ -52,10 +53,11 @@ __all__ = [
     "ReverseKL",
     "ReweightedWakeSleep",
     "Schedule",
-    "SemiSupervised",
     "ScoreMatching",
+    "SemiSupervised",
     "SlicedScoreMatching",
     "StopLagging",
+    "UpDown",
     "VariationalEM",
     "VectorQuantization",
     "WakeSleep",

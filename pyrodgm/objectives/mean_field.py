@@ -15,7 +15,10 @@ from pyrodgm.objectives.base import Objective
 __all__ = ["MeanFieldContrastive"]
 
 _CHAINS_SEED = 2009
-_AIS = {"chains": 100, "temperatures": 500}  # of a held-out score: a second or so, an error of tenths of a nat
+_AIS: dict[str, Any] = {
+    "chains": 100,
+    "temperatures": 500,
+}  # of a held-out score: a second or so, an error of tenths of a nat
 
 
 class MeanFieldContrastive(Objective):

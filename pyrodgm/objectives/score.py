@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrodgm.core import Energy, GenerativeModel
 from pyrodgm.objectives.base import Objective
@@ -30,12 +31,16 @@ class _OfScores(Objective):
     def _score(self, model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """x cut from any graph, and s(x) = -dE/dx as a function of it, which can be differentiated again."""
         self.check(model)
+        if get_proxy_mode() is not None:
+            # make_fx cuts what autograd saved of an output (tanh, sigmoid), so a gradient of a traced gradient lacks
+            # terms, silently; the engine takes this error as its reason to train without compiling.
+            raise NotImplementedError("score matching differentiates the energy twice, which a trace gets wrong")
         x, context = model.check(x, context)
         with torch.enable_grad():  # also where a held-out score is computed without gradients
             x = x.detach().requires_grad_()
             energy = cast(Energy, model).energy(x, context)
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
-        return x, -gradient
+            return x, -gradient
 
 
 def _derivative(value: Tensor, x: Tensor) -> Tensor:

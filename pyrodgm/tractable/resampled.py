@@ -26,11 +26,10 @@ class _ResampledDistribution(TorchDistribution):
         self,
         model: Resampled,
         context: Tensor | None,
-        log_z: Tensor,
         batch_shape: torch.Size,
         validate_args: Any = None,
     ) -> None:
-        self.model, self.context, self.log_z = model, context, log_z
+        self.model, self.context = model, context
         super().__init__(batch_shape, model.event_shape, validate_args=validate_args)
 
     @property
@@ -39,16 +38,17 @@ class _ResampledDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _ResampledDistribution:
         return _ResampledDistribution(
-            self.model, self.context, self.log_z, torch.Size(batch_shape), validate_args=self._validate_args
+            self.model, self.context, torch.Size(batch_shape), validate_args=self._validate_args
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        log_z = self.model.log_z(self.context)  # only scoring needs it
         log_accept = F.logsigmoid(self.model.logit(value, self.context))
         # log [ (1 - alpha) a / Z + alpha ], alpha = (1 - Z)^(T - 1): what is still undecided after T - 1 refusals
-        log_alpha = (self.model.tries - 1) * torch.log1p(-self.log_z.exp().clamp(max=1 - 1e-7))
-        log_rest = torch.log(-torch.expm1(log_alpha)) - self.log_z + log_accept
+        log_alpha = (self.model.tries - 1) * torch.log1p(-log_z.exp().clamp(max=1 - 1e-7))
+        log_rest = torch.log(-torch.expm1(log_alpha)) - log_z + log_accept
         lift = torch.logaddexp(log_rest, log_alpha.expand_as(log_rest))
         normal = StandardNormalDistribution(self.model.like, self.model.event_shape)
         return expand_to(normal.log_prob(value) + lift, self.batch_shape)
@@ -120,7 +120,8 @@ class Resampled(Tractable):
         """log-odds of accepting z: (*B, D), (*B, C) -> (*B)."""
         return self.net(join_context(z, context)).squeeze(-1).to(z.dtype)
 
-    def _log_z(self, context: Tensor | None) -> Tensor:
+    def log_z(self, context: Tensor | None = None) -> Tensor:
+        """log of the mean acceptance, (*B, C) -> (*B): ``points`` evaluations of the network for each context."""
         grid = torch.randn_like(self.grid) if self.training else self.grid
         if context is not None:  # (N, *1, D) against (*B, C)
             grid = grid.reshape(len(grid), *[1] * (context.dim() - 1), -1)
@@ -129,4 +130,4 @@ class Resampled(Tractable):
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)
         batch = torch.Size() if context is None else context.shape[:-1]
-        return _ResampledDistribution(self, context, self._log_z(context), batch)
+        return _ResampledDistribution(self, context, batch)

@@ -183,7 +183,7 @@ def test_pretraining_then_joint_training_raise_the_exact_bound():
 
 
 def test_a_stack_becomes_a_machine():
-    stack = [grow(layer, 0.5) for layer in DeepBoltzmannMachine.stack(5, [4, 3, 2])]
+    stack = [grow(layer.double(), 0.5) for layer in DeepBoltzmannMachine.stack(5, [4, 3, 2])]
     assert [(t.visible_copies, t.hidden_copies) for t in stack] == [(2, 1), (2, 2), (1, 2)]
     model = DeepBoltzmannMachine.from_stack(stack)
     for weight, twin in zip(model.weights, stack, strict=True):
@@ -227,6 +227,21 @@ def test_large_machines_are_bounded_and_sampled():
     assert error < 0.1
     with pytest.raises(ValueError, match="variational_energy, bound"):
         model.energy(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_compiled_joint_training_is_eager_joint_training():
+    runs = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model, objective = DeepBoltzmannMachine(8, [5, 3]), MeanFieldContrastive(k=1, chains=10, mean_field=3)
+        runs.append(pyrodgm.fit(model, patterns(60).float(), objective, steps=5, compile=compile, progress=False))
+    eager, compiled = runs
+    assert compiled.timings["compile_seconds"] > 0  # a fall-back warns, which is an error here
+    for a, b in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
+        # float32 sums in another order, over five steps
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_chains_are_saved():

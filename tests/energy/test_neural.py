@@ -202,9 +202,7 @@ def test_fit():
     x = torch.stack((angle.cos(), angle.sin()), -1) * 1.5 + 0.3 * torch.randn(2000, 2)
     model = NeuralEnergy.mlp(2, [16])
     before = -model.log_prob(x[:500]).mean().item()
-    run = pyrodgm.fit(
-        model, x[500:], ReplayDivergence(5, 500), validate=x[:500], steps=60, lr=1e-2, progress=False
-    )
+    run = pyrodgm.fit(model, x[500:], ReplayDivergence(5, 500), validate=x[:500], steps=60, lr=1e-2, progress=False)
     after = -model.log_prob(x[:500]).mean().item()
     assert after < before
     assert run.history[-1]["held_out"] == pytest.approx(after, abs=1e-3)  # float32 sums

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import pyrodgm
-from pyrodgm.energy import RBM
+from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, Recognition
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
-from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
+from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood, MeanFieldContrastive, UpDown
 from pyrodgm.tractable import MADE, RealNVP
 
 
@@ -61,6 +61,8 @@ def gan():
 CASES = {
     "VAE with best state": (lambda: (VAE.mlp(6, 2, [8]), ELBO(particles=2)), bits, {"validate": bits()[:20]}),
     "RBM with chains": (lambda: (RBM(6, 3), ContrastiveDivergence(k=2, persistent=True)), bits, {}),
+    "DBM with chains": (lambda: (DeepBoltzmannMachine(6, [4, 3]), MeanFieldContrastive(k=2)), bits, {}),
+    "DBN with its recognition": (lambda: (DeepBeliefNetwork(6, [4, 3]), UpDown(Recognition(6, [4]), k=2)), bits, {}),
     "GAN": (gan, reals, {"clip": 1.0, "lr_schedule": cosine, "validate": reals()[:20]}),
     "MADE with masks": (lambda: (MADE(6, [8], masks=3), MaximumLikelihood()), bits, {"lr_schedule": cosine}),
     "flow with dropout": (lambda: (dropout_flow(), MaximumLikelihood()), reals, {"optimizer": momentum}),

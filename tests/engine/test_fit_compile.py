@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from cases import grow
 from torch import nn
 
 import pyrodgm
@@ -112,3 +113,19 @@ def test_what_cannot_be_compiled_runs_eagerly_with_one_warning(make, objective, 
             assert not told
     a, b = ([{k: v for k, v in row.items() if k != "seconds"} for row in run.history] for run in results)
     assert a == b
+
+
+class _InnerGradient(MaximumLikelihood):
+    """A loss with the gradient of a gradient, which tracing silently loses."""
+
+    def loss(self, model, x, context=None, *, n=None):
+        x = x.detach().requires_grad_()
+        (score,) = torch.autograd.grad(model.log_prob(x).sum(), x, create_graph=True)
+        return score.square().sum(-1).mean()
+
+
+def test_a_graph_with_other_gradients_is_refused():
+    torch.manual_seed(0)
+    model = grow(RealNVP(2, 2, [8]))
+    with pytest.warns(UserWarning, match="% off in the traced graph"):
+        pyrodgm.fit(model, torch.randn(64, 2), _InnerGradient(), steps=3, batch_size=32, compile=True, progress=False)

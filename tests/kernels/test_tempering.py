@@ -143,8 +143,8 @@ def test_mistakes_are_named() -> None:
             ParallelTempering(HMC(), betas=ladder)
     with pytest.raises(ValueError, match="fall"):
         ParallelTempering(HMC(), betas=[1.0, 0.2, 0.5])
+    kernel = ParallelTempering(HMC())
     with pytest.raises(ValueError, match=r"ParallelTempering\.init"):
-        kernel = ParallelTempering(HMC())
         kernel.step(HMC().init(modes, torch.zeros(2, 2)))
     with pytest.raises(TypeError, match="conditionals"):
         ParallelTempering(BlockGibbs()).init(modes, torch.zeros(2, 2))

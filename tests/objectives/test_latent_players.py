@@ -416,7 +416,7 @@ def test_conditional_models_copies_and_held_out(name):
     if MODELS[case.model].conditional is None:
         return
     model = ready(MODELS[case.model], conditional=True)
-    x, context = rows(MODELS[case.model], model, 6), contexts(6)
+    x, context = rows(MODELS[case.model], model, 6), contexts(6, labels=MODELS[case.model].labels)
     objective = pickle.loads(pickle.dumps(case.build(model).double()))
     for _, loss in objective(model, x, context, n=24):
         assert bool(loss.isfinite())

@@ -1,0 +1,106 @@
+"""NumPyro: its draws become our posterior; our densities keep their value, gradient and law inside its models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as ndist
+import pytest
+import torch
+from cases import grow
+from numpyro.infer import MCMC, NUTS
+
+from pyrodgm.bridges.numpyro import NumPyroDensity, from_numpyro
+from pyrodgm.bridges.torch_to_jax import to_jax
+from pyrodgm.nets import MLP
+from pyrodgm.tractable import MADE, MAF, NSF, RealNVP, StandardNormal
+
+MODELS = {
+    "normal": lambda c: StandardNormal(3),
+    "coupling": lambda c: RealNVP(3, 2, [8], context=c),
+    "autoregressive": lambda c: MAF(3, 2, [8], context=c),
+    "spline": lambda c: NSF(3, 2, [8], context=c, bins=4),
+    "autoregressive spline": lambda c: NSF(3, 2, [8], context=c, bins=4, autoregressive=True),
+    "MADE": lambda c: MADE(3, [8], context=c),
+}
+
+
+def trained(name: str, context: int = 0, scale: float = 0.3):
+    torch.manual_seed(0)
+    return grow(MODELS[name](context), scale).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "context"), [*((name, 0) for name in MODELS), ("coupling", 2), ("autoregressive", 2), ("MADE", 2)]
+)
+def test_log_prob_and_gradient(name: str, context: int) -> None:
+    model = trained(name, context)
+    given = torch.randn(2) if context else None
+    x = torch.randn(7, 3) if name != "MADE" else torch.randint(2, (7, 3)).float()
+    x.requires_grad_()
+    ours = model.log_prob(x, None if given is None else given.expand(7, -1))
+    theirs = NumPyroDensity(model, given)
+    value = np.asarray(jax.jit(theirs.log_prob)(x.detach().numpy()))
+    np.testing.assert_allclose(value, ours.detach().numpy(), rtol=1e-5, atol=1e-5)  # of float32
+    if name == "MADE" or context:
+        return
+    (gradient,) = torch.autograd.grad(ours.sum(), x)
+    found = jax.jit(jax.grad(lambda v: theirs.log_prob(v).sum()))(x.detach().numpy())
+    np.testing.assert_allclose(np.asarray(found), gradient.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_net_of_every_activation() -> None:
+    for activation in (torch.nn.ReLU, torch.nn.ELU, torch.nn.SiLU, torch.nn.Softplus, torch.nn.LeakyReLU):
+        net = grow(MLP(3, 2, [8], activation=activation), 0.3)
+        x = torch.randn(5, 3)
+        found = to_jax(net, x)(x.numpy())
+        np.testing.assert_allclose(np.asarray(found), net(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_numpyro_samples_our_flow() -> None:
+    """The flow as a prior with no data: NUTS has to find the flow's own moments."""
+    flow = trained("coupling", scale=0.1)
+
+    def model() -> None:
+        numpyro.sample("x", NumPyroDensity(flow))
+
+    run = MCMC(NUTS(model), num_warmup=200, num_samples=1000, progress_bar=False)
+    run.run(jax.random.PRNGKey(0), extra_fields=("energy", "diverging", "num_steps", "accept_prob", "potential_energy"))
+    posterior = from_numpyro(run)
+    assert posterior["x"].shape == (1, 1000, 3)
+    lp = flow.log_prob(posterior["x"][0]).detach()
+    torch.testing.assert_close(posterior.sample_stats["lp"][0], lp, rtol=1e-4, atol=1e-4)
+    assert set(posterior.sample_stats) == {"lp", "energy", "diverging", "n_steps", "acceptance_rate"}
+    assert posterior.ebfmi().shape == (1,)
+    exact = flow.sample(20_000)
+    for draws, truth in ((posterior["x"], exact), (posterior["x"].square(), exact.square())):
+        for d in range(3):
+            effective = float(numpyro.diagnostics.effective_sample_size(draws[..., d].numpy()))
+            error = (draws[..., d].var() / effective + truth[:, d].var() / 20_000).sqrt()
+            assert abs(draws[..., d].mean() - truth[:, d].mean()) < 4.5 * error
+
+
+def test_draws_come_from_the_key() -> None:
+    density = NumPyroDensity(trained("coupling"))
+    a, b, c = (density.sample(jax.random.PRNGKey(s), (4,)) for s in (0, 0, 1))
+    assert a.shape == (4, 3)
+    assert bool((a == b).all())
+    assert not bool((a == c).all())
+
+
+def test_chains_stay_apart() -> None:
+    def model() -> None:
+        numpyro.sample("z", ndist.Normal(jnp.zeros(2), 1.0))
+
+    run = MCMC(NUTS(model), num_warmup=20, num_samples=10, num_chains=3, chain_method="vectorized", progress_bar=False)
+    with pytest.raises(ValueError, match=r"mcmc\.run"):
+        from_numpyro(run)
+    run.run(jax.random.PRNGKey(0))
+    posterior = from_numpyro(run)
+    np.testing.assert_array_equal(posterior["z"].numpy(), np.asarray(run.get_samples(group_by_chain=True)["z"]))
+    assert posterior["z"].shape == (3, 10, 2)
+
+
+def test_an_operation_without_translation_is_named() -> None:
+    with pytest.raises(NotImplementedError, match="digamma"):
+        to_jax(torch.digamma, torch.ones(3))
