@@ -153,7 +153,8 @@ MUTANTS = {
         masked.MaskedMLP, "_make_masks", "last > ", "last >= ",
         tractable.check_total_is_one, ("MADE",)),
     "incremental pass misses a unit": Mutant(
-        masked.IncrementalPass, "parameters", "seen = self.ends[-1][i]", "seen = max(self.ends[-1][i] - 1, 0)",
+        masked.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
+        "self.begun[-1], max(self.ends[-1][i] - 1, self.begun[-1])",
         tractable.check_incremental_pass, ("MADE",)),
     "stale memory": Mutant(
         flow.FlowDistribution, "_stamp", "return _steps() + y._version + sum(", "return 0 * sum(",

@@ -14,9 +14,19 @@ from torch.distributions import constraints
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.nets.incremental import IncrementalSolve
-from pyrodgm.nets.masked import MaskedMLP
+from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
 
 __all__ = ["Autoregressive"]
+
+
+def _solve(state: IncrementalPass, univariate: Univariate, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x and the inverse's ladj, feature by feature: rows (N, D) -> (N, D), (N)."""
+    columns, ladj = y.T.contiguous(), y.new_zeros(len(y))
+    for i, feature in enumerate(state.order_list):
+        x, one = univariate.inverse_and_ladj(state.parameters(i), columns[feature])
+        state.set(i, x)
+        ladj += one
+    return state.result(), ladj
 
 
 class _Sequential(Function):
@@ -24,15 +34,8 @@ class _Sequential(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, context: Tensor | None, transform: _Transform, *parameters: Tensor) -> Any:
-        univariate, net = transform.univariate, transform.net
-        state = IncrementalSolve(net, context, len(y))
-        ladj = y.new_zeros(len(y))
-        for i in range(net.features):
-            column = y[:, state.order_list[i]]
-            x, one = univariate.inverse_and_ladj(state.parameters(i), column)
-            state.set(i, x)
-            ladj += one
-        x = state.result()
+        state = IncrementalSolve(transform.net, context, len(y))
+        x, ladj = _solve(state, transform.univariate, y)
         ctx.save_for_backward(x)
         ctx.state, ctx.transform, ctx.context = state, transform, context
         return x, ladj
@@ -79,7 +82,10 @@ class _Transform(BijectiveTransform):
             lead = torch.broadcast_shapes(lead, context.shape[:-1])
             context = context.expand(*lead, -1).reshape(lead.numel(), -1)
         rows = y.expand(*lead, -1).reshape(lead.numel(), -1)
-        x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
+        if torch.is_grad_enabled():
+            x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
+        else:  # nothing to remember
+            x, ladj = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
         return x.reshape(*lead, -1), ladj.reshape(lead)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
+from pyrodgm.nets.masked import IncrementalPass
 
 __all__ = ["IncrementalSolve"]
 
@@ -22,27 +22,10 @@ class IncrementalSolve(IncrementalPass):
         net, context, rows, mask: as :class:`IncrementalPass`.
     """
 
-    def __init__(self, net: MaskedMLP, context: Tensor | None, rows: int, mask: int = 0) -> None:
-        self.inputs: list[Tensor] = []  # pre-activations of each hidden layer, (H, N)
-        super().__init__(net, context, rows, mask)
-
-    def _fill(self, level: int, start: int, end: int, below: int | None = None) -> None:
-        if end == start:
-            return
-        while len(self.inputs) < len(self.units):
-            self.inputs.append(torch.empty_like(self.units[len(self.inputs)]))
-        below = self.ends[level - 1][0] if below is None else below
-        rows = slice(start, end)
-        total = torch.addmm(
-            self.biases[level - 1][rows], self.weights[level - 1][rows, :below], self.units[level - 1][:below]
-        )
-        self.inputs[level][rows] = total
-        self.units[level][rows] = self.activation(total)
-
     def _activation_slopes(self) -> list[Tensor]:
         """The activation's derivative at every hidden unit, (H, N) a layer."""
         slopes = []
-        for inputs in self.inputs[1:]:
+        for inputs in self.inputs:
             with torch.enable_grad():
                 leaf = inputs.detach().requires_grad_()
                 (slope,) = torch.autograd.grad(self.activation(leaf.clone()).sum(), leaf)

@@ -14,6 +14,8 @@ from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
 __all__ = ["IncrementalPass", "MaskedMLP"]
 
+_CHUNK = 8  # features whose units are pushed to all later ones together
+
 
 class MaskedMLP(nn.Module):
     r"""A perceptron whose output for feature d depends on the features before d in an order.
@@ -155,7 +157,8 @@ class IncrementalPass:
 
     The units are sorted by degree, so when feature of rank i is set, exactly the units of degree i
     become computable: a block of rows of each layer. D steps cost one dense pass, where D full
-    passes cost D.
+    passes cost D. As in a blocked triangular solve, the units of a chunk of features are added to
+    all later ones in one product.
 
     Args:
         net: the network; ``mask`` picks one of its sets of degrees.
@@ -180,10 +183,10 @@ class IncrementalPass:
             value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
             if from_context is not None and context is not None:
                 value = value + from_context.weight @ context.T
-            return value[sort]
+            return _sorted(value, sort)
 
         self.weights = [
-            layer.weight[up][:, down].contiguous()
+            _sorted(_sorted(layer.weight, up), down, 1).contiguous()
             for layer, down, up in zip(layers, sorts[:-1], sorts[1:], strict=True)
         ]
         self.biases = [
@@ -191,7 +194,8 @@ class IncrementalPass:
             for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
         ]
         split = (net.outputs, net.features)
-        self.last_weight = net.last.weight[last_sort][:, sorts[-1]].unflatten(0, split).transpose(0, 1).contiguous()
+        last_weight = _sorted(_sorted(net.last.weight, last_sort), sorts[-1], 1)
+        self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()
         self.last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1).contiguous()
         self.direct = (
             None
@@ -204,25 +208,42 @@ class IncrementalPass:
             torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
         ]
         like = net.last.weight
-        self.units = [like.new_zeros(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        self.units = [like.new_empty(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        # Pre-activations, as far as the finished chunks of features go: (H, N), and (D, P, N) of the outputs.
+        self.inputs = [b.expand(-1, rows).clone() for b in self.biases]
+        self.out = self.last_bias.expand(-1, -1, rows).clone()
+        self.begun = [0] * len(self.ends)  # where the units of the chunk at hand begin
         for level in range(1, len(self.units)):
-            self._fill(level, 0, self.ends[level][0])
+            self._fill(level, 0, self.ends[level][0], self.ends[level - 1][0])
+        self._push(0)
 
-    def _fill(self, level: int, start: int, end: int, below: int | None = None) -> None:
-        """Compute the units start .. end of a hidden layer from the first ``below`` units under it."""
+    def _fill(self, level: int, start: int, end: int, below: int) -> None:
+        """Compute the units start .. end of a hidden layer, once the first ``below`` units under it are there."""
         if end == start:
             return
-        below = self.ends[level - 1][0] if below is None else below
-        rows = slice(start, end)
-        total = torch.addmm(
-            self.biases[level - 1][rows], self.weights[level - 1][rows, :below], self.units[level - 1][:below]
-        )
-        self.units[level][rows] = self.activation(total)
+        inputs, under = self.inputs[level - 1][start:end], self.begun[level - 1]
+        if below > under:
+            inputs.addmm_(self.weights[level - 1][start:end, under:below], self.units[level - 1][under:below])
+        self.units[level][start:end] = self.activation(inputs)
+
+    def _push(self, features: int) -> None:
+        """A chunk has ended: add what its units feed to all that come later, in products of many rows."""
+        for level in range(1, len(self.units)):
+            under, below = self.begun[level - 1], self.ends[level - 1][features]
+            later = self.ends[level][features]
+            if below > under and later < len(self.units[level]):
+                weight = self.weights[level - 1][later:, under:below]
+                self.inputs[level - 1][later:].addmm_(weight, self.units[level - 1][under:below])
+        under, seen = self.begun[-1], self.ends[-1][features]
+        if seen > under and features < self.features:
+            weight = self.last_weight[features:, :, under:seen].flatten(0, 1)
+            self.out[features:].flatten(0, 1).addmm_(weight, self.units[-1][under:seen])
+        self.begun = [end[features] for end in self.ends]
 
     def parameters(self, i: int) -> Tensor:
         """The P numbers for the feature of rank i, (P, N), once the ranks below i are set."""
-        seen = self.ends[-1][i]
-        out = torch.addmm(self.last_bias[i], self.last_weight[i][:, :seen], self.units[-1][:seen])
+        under, seen = self.begun[-1], self.ends[-1][i]
+        out = torch.addmm(self.out[i], self.last_weight[i][:, under:seen], self.units[-1][under:seen])
         return out if self.direct is None else out + self.direct[i][:, :i] @ self.units[0][:i]
 
     def set(self, i: int, value: Tensor) -> None:
@@ -230,7 +251,14 @@ class IncrementalPass:
         self.units[0][i] = value
         for level in range(1, len(self.units)):
             self._fill(level, self.ends[level][i], self.ends[level][i + 1], self.ends[level - 1][i + 1])
+        if (i + 1) % _CHUNK == 0:
+            self._push(i + 1)
 
     def result(self) -> Tensor:
         """The features in their natural order, (N, D)."""
         return self.units[0][self.order.argsort()].T.contiguous()
+
+
+def _sorted(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:
+    """values in an order along one dimension, without a copy where they have it already, as degrees mostly do."""
+    return values if bool((sort.diff() > 0).all()) else values.index_select(dim, sort)
