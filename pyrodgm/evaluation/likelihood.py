@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating
+from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating, sample_sites
 from pyrodgm.evaluation.pareto import pareto_k
 
 __all__ = ["ImportanceEstimate", "LogLikelihood", "importance_estimate", "log_likelihood"]
@@ -23,7 +24,8 @@ class LogLikelihood(NamedTuple):
     Attributes:
         value: the mean, or nan where a model has no density.
         standard_error: of the mean over rows (and of log Z, where that is estimated).
-        kind: "exact", "bound" (a lower bound, in expectation), "AIS estimate", or "none".
+        kind: "exact", "bound" (a lower bound, in expectation), "AIS estimate", or "none": the model can only be
+            sampled, or a site of its program lacks its normaliser (an energy prior).
     """
 
     value: float
@@ -66,6 +68,8 @@ def log_likelihood(
         rows = _rows(model.log_prob, model, x, context, batch_size)
         return LogLikelihood(*_mean(rows), "exact")
     if isinstance(model, Latent):
+        if _unnormalised_site(model, x, context) is not None:
+            return LogLikelihood(math.nan, math.nan, "none")
 
         def bound(part: Tensor, part_context: Tensor | None) -> Tensor:
             parts = [w.logsumexp(0) for w in _weights(model, part, part_context, particles)]
@@ -116,7 +120,8 @@ def importance_estimate(
         x, context: rows, (B, *event) and (B, C).
         particles: K >= 25; they are drawn in parts, so memory holds K weights of ``batch_size`` rows.
         batch_size: rows at once.
-    Raises: ValueError for no row or fewer than 25 particles, of which no tail can be fitted.
+    Raises: ValueError for no row or fewer than 25 particles, of which no tail can be fitted; TypeError for a program
+        with a site that is known up to its normaliser, such as an energy prior.
     Source: Burda et al. (2016), arXiv:1509.00519, section 5; Vehtari et al. (2024), arXiv:1507.02646.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -130,6 +135,9 @@ def importance_estimate(
         raise ValueError(f"expected at least 25 particles to judge the weights by, got {particles}")
     x = x.to(model.device)
     context = None if context is None else context.to(model.device)
+    site = _unnormalised_site(model, x, context)
+    if site is not None:
+        raise TypeError(f"expected normalised sites, got {site!r} known up to its log Z; weights miss that constant")
 
     def figures(part: Tensor, part_context: Tensor | None) -> Tensor:
         weights = torch.cat(list(_weights(model, part, part_context, particles))).double()  # (K, B)
@@ -140,6 +148,21 @@ def importance_estimate(
     rows, khat, effective = _rows(figures, model, x, context, batch_size).unbind(-1)
     sampling = (1 / effective - 1 / particles).clamp(min=0).sum().sqrt().item() / len(rows)
     return ImportanceEstimate(*_mean(rows), sampling, rows, khat, effective)
+
+
+def _unnormalised_site(model: Latent, x: Tensor, context: Tensor | None) -> str | None:
+    """The name of a site of the program whose density lacks its normaliser, if there is one."""
+    with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
+        row = None if context is None else context[:1]
+        trace = model.particle_trace(model.guide, 1, *model.check(x[:1], row))
+        trace = model.particle_trace(poutine.replay(model, trace=trace), 1, *model.check(x[:1], row))
+    for name, site in sample_sites(trace).items():
+        d: Any = site["fn"]
+        while d is not None:
+            if getattr(d, "normalized", True) is False:
+                return name
+            d = getattr(d, "base_dist", None)
+    return None
 
 
 def _weights(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 
 import pyrodgm
 from pyrodgm.energy import NeuralEnergy
-from pyrodgm.evaluation import log_likelihood
+from pyrodgm.evaluation import importance_estimate, log_likelihood
 from pyrodgm.kernels import HMC, MALA
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import DenoisingScoreMatching, ReplayDivergence
@@ -244,6 +244,13 @@ def test_gradient_of_a_vae_with_an_energy_prior():
     exact = torch.cat([g.flatten() for g in exact])
     assert error.max() < exact.abs().max() / 20  # so a prior without its negatives would be seen
     assert_means_agree(mean, error, exact)
+
+
+def test_no_bound_is_claimed_where_log_z_is_missing():
+    x = all_binary((3,))
+    assert log_likelihood(energy_vae(), x).kind == "none"
+    with pytest.raises(TypeError, match="'z' known up to its log Z"):
+        importance_estimate(energy_vae(), x, particles=50)
 
 
 def test_a_vae_with_an_energy_prior_trains():
