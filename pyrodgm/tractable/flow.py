@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -128,7 +129,27 @@ class NICE(Flow):
         super().__init__(_base(features, base), [Affine(features), *couplings])
 
 
-class MAF(Flow):
+class _AutoregressiveFlow(Flow):
+    """What MAF and IAF share; they differ in which way is one pass of each layer's network."""
+
+    one_pass_scoring: ClassVar[bool]
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 5,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        univariate: Callable[[], Univariate] = ScaleShift,
+    ) -> None:
+        bijectors = _autoregressive(features, layers, hidden, context, univariate)
+        if self.one_pass_scoring:
+            bijectors = [bijector.inv for bijector in bijectors]
+        super().__init__(_base(features, base), bijectors)
+
+
+class MAF(_AutoregressiveFlow):
     """Masked autoregressive flow: scored in one pass a layer, sampled feature by feature with each weight used once.
 
     The order of the features is reversed from layer to layer.
@@ -148,20 +169,10 @@ class MAF(Flow):
         torch.Size([5, 3])
     """
 
-    def __init__(
-        self,
-        features: int,
-        layers: int = 5,
-        hidden: Sequence[int] = (64, 64),
-        context: int = 0,
-        base: Tractable | None = None,
-        univariate: Callable[[], Univariate] = ScaleShift,
-    ) -> None:
-        bijectors = [layer.inv for layer in _autoregressive(features, layers, hidden, context, univariate)]
-        super().__init__(_base(features, base), bijectors)
+    one_pass_scoring = True
 
 
-class IAF(Flow):
+class IAF(_AutoregressiveFlow):
     """Inverse autoregressive flow: sampled in one pass a layer, its own samples scored for nothing more.
 
     Other data are scored feature by feature, with each weight used once.
@@ -173,16 +184,7 @@ class IAF(Flow):
         torch.Size([5, 3])
     """
 
-    def __init__(
-        self,
-        features: int,
-        layers: int = 5,
-        hidden: Sequence[int] = (64, 64),
-        context: int = 0,
-        base: Tractable | None = None,
-        univariate: Callable[[], Univariate] = ScaleShift,
-    ) -> None:
-        super().__init__(_base(features, base), _autoregressive(features, layers, hidden, context, univariate))
+    one_pass_scoring = False
 
 
 class NSF(Flow):
