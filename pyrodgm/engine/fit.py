@@ -198,6 +198,9 @@ class _Job:
         if fabric.global_rank == 0:
             states = {"model": run.model.state_dict(), "objective": run.objective.state_dict()}
             torch.save({**vars(run), **states}, self.result)
+        if torch.distributed.is_initialized():  # its threads must not outlive what they work on
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
         return None
 
     def fetch(self) -> Fit:
