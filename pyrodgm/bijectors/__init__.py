@@ -12,9 +12,10 @@ from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
 from pyrodgm.bijectors.normalization import ActNorm, Affine, BatchNorm
 from pyrodgm.bijectors.ode import ODESolver
 from pyrodgm.bijectors.planar import Planar, Radial
-from pyrodgm.bijectors.spline import LinearSpline, QuadraticSpline, RationalQuadraticSpline
+from pyrodgm.bijectors.spline import LinearSpline, QuadraticSpline
 from pyrodgm.bijectors.spline_circular import CircularSpline
 from pyrodgm.bijectors.spline_cubic import CubicSpline
+from pyrodgm.bijectors.spline_rational import RationalQuadraticSpline
 from pyrodgm.bijectors.trace import ExactTrace, Hutchinson, HutchPlusPlus, Trace
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 

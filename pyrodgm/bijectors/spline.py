@@ -1,4 +1,4 @@
-"""Monotone splines on an interval with the identity outside of it."""
+"""Monotone splines on an interval with the identity outside of it: what they share, linear and quadratic ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyrodgm.bijectors.spline_bins import LEAST
 from pyrodgm.bijectors.univariate import Univariate
 
-__all__ = ["LinearSpline", "QuadraticSpline", "RationalQuadraticSpline"]
-
-_LEAST = 1e-3  # of a bin's width and height, as parts of the interval, and of a slope
+__all__ = ["LinearSpline", "QuadraticSpline"]
 
 
 class BinnedSpline(Univariate):
@@ -22,15 +21,15 @@ class BinnedSpline(Univariate):
     """
 
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
-        if not 2 <= bins <= int(1 / _LEAST) // 2:
-            raise ValueError(f"expected 2 <= bins <= {int(1 / _LEAST) // 2}, got {bins}")
+        if not 2 <= bins <= int(1 / LEAST) // 2:
+            raise ValueError(f"expected 2 <= bins <= {int(1 / LEAST) // 2}, got {bins}")
         if not bound > 0:
             raise ValueError(f"expected bound > 0, got {bound}")
         self.bins, self.bound = bins, float(bound)
 
     def _parts(self, raw: Tensor) -> Tensor:
-        """Softmax parts of the interval, each at least ``_LEAST`` of it: (*B, K, D), they sum to 1."""
-        return _LEAST + (1 - _LEAST * self.bins) * torch.softmax(raw, -2)
+        """Softmax parts of the interval, each at least ``LEAST`` of it: (*B, K, D), they sum to 1."""
+        return LEAST + (1 - LEAST * self.bins) * torch.softmax(raw, -2)
 
     def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._inside(raw, x, False)
@@ -61,75 +60,9 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-2, index).squeeze(-2)
 
 
-class RationalQuadraticSpline(BinnedSpline):
-    r"""Rational-quadratic spline with K bins; P = 3 K - 1 (widths, heights, inner slopes).
-
-    .. math:: y = y_k + \frac{h_k [s_k \xi^2 + d_k \xi (1 - \xi)]}{s_k + (d_{k+1} + d_k - 2 s_k) \xi (1 - \xi)},
-        \quad \xi = \frac{x - x_k}{w_k}, \; s_k = \frac{h_k}{w_k}
-
-    with slopes 1 at the ends, so it meets the identity outside smoothly.
-
-    Args:
-        bins: K.
-        bound: it acts on [-bound, bound].
-    Raises: ValueError for fewer than 2 bins or a bound that is not positive.
-    Source: Durkan et al. (2019), arXiv:1906.04032, eq. 4-8.
-    Example:
-        >>> spline = RationalQuadraticSpline(4)
-        >>> x = torch.tensor([-5.0, 0.5])
-        >>> spline.call_and_ladj(torch.zeros(11, 2), x)[0]
-        tensor([-5.0000,  0.5000])
-    """
-
-    def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
-        super().__init__(bins, bound)
-        self.size = 3 * bins - 1
-
-    def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        k = self.bins
-        widths, heights = self._parts(raw[..., :k, :]), self._parts(raw[..., k : 2 * k, :])
-        slopes = F.pad(raw[..., 2 * k :, :], (0, 0, 1, 1))  # the ends have raw slope 0, which is slope 1
-        return rational_quadratic(widths, heights, slopes, u, inverse)
-
-
-def rational_quadratic(
-    widths: Tensor, heights: Tensor, slopes: Tensor, u: Tensor, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    """The rational-quadratic spline on [0, 1] and its ladj: widths, heights (*B, K, D), raw slopes (*B, K + 1, D)."""
-    right, top = widths.cumsum(-2), heights.cumsum(-2)
-    index = search(top if inverse else right, u)
-    w, h = pick(widths, index), pick(heights, index)
-    x0, y0 = pick(right, index) - w, pick(top, index) - h
-    d0, d1 = _slope(pick(slopes, index)), _slope(pick(slopes, index + 1))
-    s = h / w
-    bend = d1 + d0 - 2 * s
-    if inverse:
-        dy = u - y0
-        a = h * (s - d0) + dy * bend
-        b = h * d0 - dy * bend
-        c = -s * dy
-        xi = (2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
-        # One Newton step gives back the digits that b^2 - 4ac has cancelled.
-        both = xi * (1 - xi)
-        below = s + bend * both
-        rest = h * (s * xi * xi + d0 * both) / below - dy
-        slope = h * s * (d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2) / (below * below)
-        xi = (xi - rest / slope).clamp(0, 1)
-        out = x0 + xi * w
-    else:
-        xi = ((u - x0) / w).clamp(0, 1)
-    both = xi * (1 - xi)
-    denominator = s + bend * both
-    if not inverse:
-        out = y0 + h * (s * xi * xi + d0 * both) / denominator
-    numerator = d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2
-    ladj = 2 * s.log() + numerator.log() - 2 * denominator.log()
-    return out, -ladj if inverse else ladj
-
-
-def _slope(raw: Tensor) -> Tensor:
-    """Softplus shifted so that 0 gives 1, at least ``_LEAST``."""
-    return _LEAST + F.softplus(raw + math.log(math.expm1(1 - _LEAST)))
+def positive_slope(raw: Tensor) -> Tensor:
+    """Softplus shifted so that 0 gives 1, at least ``LEAST``."""
+    return LEAST + F.softplus(raw + math.log(math.expm1(1 - LEAST)))
 
 
 class LinearSpline(BinnedSpline):
@@ -179,7 +112,7 @@ class QuadraticSpline(BinnedSpline):
         k = self.bins
         widths = self._parts(raw[..., :k, :])
         right = widths.cumsum(-2)
-        v = F.pad(_slope(raw[..., k:, :]), (0, 0, 1, 1), value=1.0)
+        v = F.pad(positive_slope(raw[..., k:, :]), (0, 0, 1, 1), value=1.0)
         areas = 0.5 * (v[..., :-1, :] + v[..., 1:, :]) * widths
         total = areas.sum(-2, keepdim=True)
         v, areas = v / total, areas / total

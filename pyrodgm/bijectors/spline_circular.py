@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.spline import BinnedSpline, rational_quadratic
+from pyrodgm.bijectors.spline import BinnedSpline
+from pyrodgm.bijectors.spline_bins import locate
+from pyrodgm.bijectors.spline_rational import rational_quadratic
 
 __all__ = ["CircularSpline"]
 
@@ -66,10 +68,8 @@ class CircularSpline(BinnedSpline):
         return (v - 0.5 + turns) * (2 * math.pi), ladj
 
     def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        k, raw = self.bins, self.limit * torch.tanh(raw / self.limit)
-        widths, heights = self._parts(raw[..., :k, :]), self._parts(raw[..., k : 2 * k, :])
-        slopes = torch.cat((raw[..., 2 * k :, :], raw[..., 2 * k : 2 * k + 1, :]), -2)
-        return rational_quadratic(widths, heights, slopes, u, inverse)
+        raw = self.limit * torch.tanh(raw / self.limit)
+        return rational_quadratic(*locate(raw, u, self.bins, inverse, circular=True), u, inverse)
 
     def _wrapped(self, angle: Tensor) -> Tensor:
         if not self.wrap:

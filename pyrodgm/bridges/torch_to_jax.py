@@ -174,8 +174,8 @@ def _like(value: float) -> Callable[..., Any]:
     return lambda x, **_: jnp.full_like(x, value)
 
 
-def _arange(end: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Any:
-    return jnp.arange(end, dtype=None if dtype is None else _dtype(dtype))
+def _arange(*ends: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    return jnp.arange(*ends, dtype=None if dtype is None else _dtype(dtype))
 
 
 def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
@@ -189,7 +189,9 @@ _RULES: dict[str, Callable[..., Any]] = {
     "addcmul.default": lambda x, a, b, *, value=1: x + value * a * b,
     "addmm.default": _addmm,
     "alias.default": _same,
+    "amax.default": lambda x, dim=(), keepdim=False: jnp.max(x, axis=tuple(dim) or None, keepdims=keepdim),
     "arange.default": _arange,
+    "arange.start": _arange,
     "binary_cross_entropy_with_logits.default": _bce,
     "bitwise_and.Tensor": operator.and_,
     "bitwise_not.default": operator.invert,

@@ -16,7 +16,7 @@ from pyrodgm.bijectors.linear import LULinear
 from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
 from pyrodgm.bijectors.normalization import ActNorm, Affine
 from pyrodgm.bijectors.planar import Planar
-from pyrodgm.bijectors.spline import RationalQuadraticSpline
+from pyrodgm.bijectors.spline_rational import RationalQuadraticSpline
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 from pyrodgm.core import Tractable
 from pyrodgm.distributions.flow import FlowDistribution
