@@ -228,7 +228,7 @@ class _Adjoint(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        """Nothing is kept: torch.func wants the method."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrodgm.core import Energy, Tractable, evaluating
 from pyrodgm.evaluation.pareto import pareto_k
+from pyrodgm.objectives.reverse_kl import log_target
 
 __all__ = ["TargetEstimate", "target_estimate"]
 
@@ -76,12 +77,8 @@ def target_estimate(
         q = model.condition(context)
         for start in range(0, draws, batch_size):
             x = q.sample(torch.Size([min(batch_size, draws - start)]))
-            if isinstance(target, Energy):
-                log_p = -target.energy(x, context)
-            else:
-                log_p = target(x) if context is None else target(x, context)
             parts.append(x)
-            weights.append((log_p - q.log_prob(x)).double())
+            weights.append((log_target(target, x, context) - q.log_prob(x)).double())
     log_weights = torch.cat(weights)
     log_z = log_weights.logsumexp(0) - math.log(draws)
     relative = (log_weights - log_z).exp()  # w / mean(w)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -77,9 +77,9 @@ class SemiAmortized(ProgramGuide):
 
     def refine(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The local means and raw scales after the steps, (B, 1, ..., 1, L) each."""
-        assert self.amortized.net is not None
+        net = cast(nn.Module, self.amortized.net)  # there are local sites, or the guide would not have been made
         learning = torch.is_grad_enabled()
-        loc, raw_scale = self.amortized.net(call.features).chunk(2, -1)
+        loc, raw_scale = net(call.features).chunk(2, -1)
         step_loc, step_scale = self.log_step.exp()
         with torch.enable_grad():
             if not learning:

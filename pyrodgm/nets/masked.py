@@ -139,8 +139,9 @@ class MaskedMLP(nn.Module):
             h = activation(h)
         last = len(layers)
         out = _masked(modules["last"]._parameters, h, masks[last], blocks[last])
-        if "direct" in modules and modules["direct"] is not None:
-            out = out + F.linear(x, modules["direct"].weight * masks[-1])
+        direct = modules.get("direct")
+        if direct is not None:
+            out = out + F.linear(x, direct.weight * masks[-1])
         if self.context:
             out = out + modules["context_to_last" if last else "from_context"](context)
         return out

@@ -12,7 +12,17 @@ from pyrodgm.core import Energy, GenerativeModel, Tractable, evaluating
 from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.objectives.base import Objective
 
-__all__ = ["Distillation", "ReverseKL"]
+__all__ = ["Distillation", "ReverseKL", "log_target"]
+
+
+def log_target(target: Energy | Callable[..., Tensor], x: Tensor, context: Tensor | None) -> Tensor:
+    """The target's log-density up to a constant in nats, (*B, *event), (*B, C) -> (*B,).
+
+    The target is an energy, or a function of x, or of x and the context where there is one.
+    """
+    if isinstance(target, Energy):
+        return -target.energy(x, context)
+    return target(x) if context is None else target(x, context)
 
 
 class ReverseKL(Objective):
@@ -60,9 +70,7 @@ class ReverseKL(Objective):
 
     def log_target(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The target's log-density up to a constant, (K, B, *event), (B, C) -> (K, B)."""
-        if isinstance(self.target, Energy):
-            return -self.target.energy(x, context)
-        return self.target(x) if context is None else self.target(x, context)
+        return log_target(self.target, x, context)
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         d = model.condition(context)  # type: ignore[operator]
