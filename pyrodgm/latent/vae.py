@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
+import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -102,6 +104,14 @@ class VAE(Latent):
         with data_plate(x, context, n):
             z = pyro.sample("z", self.prior.condition(context if self.prior.context else None))
             return pyro.sample("x", self.decode(z, context), obs=x)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        x, context = self.check(x, context)
+        with poutine.block():
+            z = poutine.trace(self.guide).get_trace(x, context).nodes["z"]["value"]
+        self.prior.initialize(z, context if self.prior.context else None)
+        self.likelihood.initialize(x, join_context(z, context))
 
     @property
     def support(self) -> object:

@@ -81,6 +81,11 @@ class Mixture(Tractable):
         parts = torch.broadcast_tensors(*(self._part(m, context).log_prob(x) for m in self.components))
         return (torch.stack(parts, -1) + logits.log_softmax(-1)).softmax(-1)
 
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        x, context = self.check(x, context)
+        for member in self.components:
+            member.initialize(x, context if member.context else None)  # type: ignore[operator]
+
     @staticmethod
     def _part(member: nn.Module, context: Tensor | None) -> TorchDistribution:
         return member.condition(context if member.context else None)  # type: ignore[operator]
