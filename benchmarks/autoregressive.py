@@ -9,8 +9,8 @@ from typing import Any
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import torch
-from contenders import Contender, floor, linears
-from couplings import BOUND, pyro_transforms
+from contenders import BOUND, Contender, floor, linears, nflows_contender, ours, zuko_contender, zuko_splines
+from couplings import pyro_transforms
 from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
@@ -25,17 +25,10 @@ def _recipe(features: int, layers: int, hidden: Sequence[int], bins: int, invers
     return (IAF if inverse else MAF)(features, layers, hidden, univariate=univariate)
 
 
-def ours(
+def pyrodgms(
     features: int, layers: int, hidden: Sequence[int], bins: int, inverse: bool, device: str, batch: int, n: int
 ) -> Contender:
-    flow = _recipe(features, layers, hidden, bins, inverse).to(device)
-    return Contender(
-        "pyrodgm",
-        list(flow.parameters()),
-        flow.log_prob,
-        lambda: flow.sample(n),
-        lambda: flow.condition().rsample_and_log_prob((batch,)),
-    )
+    return ours(_recipe(features, layers, hidden, bins, inverse).to(device), batch, n)
 
 
 def pyros(
@@ -83,13 +76,7 @@ def nflows(
         )
         parts += [InverseTransform(layer) if inverse else layer, ReversePermutation(features)]
     flow = Flow(CompositeTransform(parts), StandardNormal([features])).to(device)
-    return Contender(
-        "nflows",
-        list(flow.parameters()),
-        flow.log_prob,
-        lambda: flow.sample(n),
-        lambda: flow.sample_and_log_prob(batch),
-    )
+    return nflows_contender(flow, batch, n)
 
 
 def zukos(
@@ -97,23 +84,11 @@ def zukos(
 ) -> Contender:
     import zuko
 
-    options: dict[str, Any] = {}
-    if bins:
-        options = {
-            "univariate": partial(zuko.transforms.MonotonicRQSTransform, bound=BOUND),
-            "shapes": [(bins,), (bins,), (bins - 1,)],
-        }
-    flow = zuko.flows.MAF(features, transforms=layers, hidden_features=tuple(hidden), **options)
+    flow = zuko.flows.MAF(features, transforms=layers, hidden_features=tuple(hidden), **zuko_splines(bins))
     if inverse:
         flow = zuko.flows.Flow(flow.transform.inv, flow.base)
     flow = flow.to(device)
-    return Contender(
-        "zuko",
-        list(flow.parameters()),
-        lambda x: flow().log_prob(x),
-        lambda: flow().sample((n,)),
-        lambda: flow().rsample_and_log_prob((batch,)),
-    )
+    return zuko_contender(flow, batch, n)
 
 
 def normflows(
@@ -166,7 +141,7 @@ def autoregressive(
     n: int = 1000,
 ) -> tuple[list[Contender], Tensor]:
     """Every contender, the floor first, and rows to train on; ``inverse`` makes drawing the fast direction."""
-    makers: list[Callable[..., Contender]] = [ours, pyros, nflows, zukos, normflows]
+    makers: list[Callable[..., Contender]] = [pyrodgms, pyros, nflows, zukos, normflows]
     if hidden[0] < features:
         makers.remove(pyros)  # its network refuses
     contenders = [make(features, layers, hidden, bins, inverse, device, batch, n) for make in makers]

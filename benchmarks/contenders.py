@@ -5,13 +5,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Contender", "Net", "floor", "linears", "reverse_kl"]
+from pyrodgm.tractable import Flow
+
+__all__ = [
+    "BOUND",
+    "Contender",
+    "Net",
+    "floor",
+    "linears",
+    "nflows_contender",
+    "ours",
+    "reverse_kl",
+    "zuko_contender",
+    "zuko_splines",
+]
+
+BOUND = 3.0  # of the splines, in every library
 
 
 @dataclass
@@ -73,6 +89,51 @@ def floor(
     return Contender("floor", parameters, lambda x: Products.apply(*outputs()), lambda: outputs(n), draw)
 
 
+def ours(flow: Flow, batch: int, n: int) -> Contender:
+    """A flow of pyrodgm."""
+    return Contender(
+        "pyrodgm",
+        list(flow.parameters()),
+        flow.log_prob,
+        lambda: flow.sample(n),
+        lambda: flow.condition().rsample_and_log_prob((batch,)),
+    )
+
+
+def nflows_contender(flow: Any, batch: int, n: int) -> Contender:
+    """A flow of nflows."""
+    return Contender(
+        "nflows",
+        list(flow.parameters()),
+        flow.log_prob,
+        lambda: flow.sample(n),
+        lambda: flow.sample_and_log_prob(batch),
+    )
+
+
+def zuko_contender(flow: Any, batch: int, n: int) -> Contender:
+    """A flow of zuko."""
+    return Contender(
+        "zuko",
+        list(flow.parameters()),
+        lambda x: flow().log_prob(x),
+        lambda: flow().sample((n,)),
+        lambda: flow().rsample_and_log_prob((batch,)),
+    )
+
+
+def zuko_splines(bins: int) -> dict[str, Any]:
+    """zuko's options for rational-quadratic splines; none for affine maps."""
+    import zuko
+
+    if not bins:
+        return {}
+    return {
+        "univariate": partial(zuko.transforms.MonotonicRQSTransform, bound=BOUND),
+        "shapes": [(bins,), (bins,), (bins - 1,)],
+    }
+
+
 def linears(module: nn.Module) -> list[nn.Linear]:
     return [m for m in module.modules() if isinstance(m, nn.Linear)]
 
@@ -91,8 +152,7 @@ class Net(nn.Sequential):
         return super().forward(x)
 
 
-def reverse_kl(contender: Contender) -> Tensor:
+def reverse_kl(draw: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
     """The loss of fitting a flow to N(0, I) by its own draws."""
-    assert contender.draw is not None
-    x, log_prob = contender.draw()
+    x, log_prob = draw()
     return (log_prob + 0.5 * x.square().sum(-1)).mean()

@@ -9,7 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import torch
-from contenders import Contender, Net, floor, linears
+from contenders import BOUND, Contender, Net, floor, linears, nflows_contender, ours, zuko_contender, zuko_splines
 from pyro.nn import DenseNN
 from torch import Tensor, nn
 
@@ -17,18 +17,15 @@ from pyrodgm.tractable import NSF, RealNVP
 
 __all__ = ["couplings"]
 
-BOUND = 3.0
+
+def _recipe(features: int, layers: int, hidden: Sequence[int], bins: int) -> NSF | RealNVP:
+    return NSF(features, layers, hidden, bins=bins) if bins else RealNVP(features, layers, hidden)
 
 
-def ours(features: int, layers: int, hidden: Sequence[int], bins: int, device: str, batch: int, n: int) -> Contender:
-    flow = (NSF(features, layers, hidden, bins=bins) if bins else RealNVP(features, layers, hidden)).to(device)
-    return Contender(
-        "pyrodgm",
-        list(flow.parameters()),
-        flow.log_prob,
-        lambda: flow.sample(n),
-        lambda: flow.condition().rsample_and_log_prob((batch,)),
-    )
+def pyrodgms(
+    features: int, layers: int, hidden: Sequence[int], bins: int, device: str, batch: int, n: int
+) -> Contender:
+    return ours(_recipe(features, layers, hidden, bins).to(device), batch, n)
 
 
 def pyro_transforms(base: Any, parts: list[Any], batch: int, n: int) -> Contender:
@@ -83,13 +80,7 @@ def nflows(features: int, layers: int, hidden: Sequence[int], bins: int, device:
         return PiecewiseRationalQuadraticCouplingTransform(mask, net, bins, "linear", BOUND)
 
     flow = Flow(CompositeTransform([coupling(i % 2) for i in range(layers)]), StandardNormal([features])).to(device)
-    return Contender(
-        "nflows",
-        list(flow.parameters()),
-        flow.log_prob,
-        lambda: flow.sample(n),
-        lambda: flow.sample_and_log_prob(batch),
-    )
+    return nflows_contender(flow, batch, n)
 
 
 def _net(inputs: int, outputs: int, hidden: Sequence[int]) -> Net:
@@ -99,20 +90,8 @@ def _net(inputs: int, outputs: int, hidden: Sequence[int]) -> Net:
 def zukos(features: int, layers: int, hidden: Sequence[int], bins: int, device: str, batch: int, n: int) -> Contender:
     import zuko
 
-    options: dict[str, Any] = {}
-    if bins:
-        options = {
-            "univariate": partial(zuko.transforms.MonotonicRQSTransform, bound=BOUND),
-            "shapes": [(bins,), (bins,), (bins - 1,)],
-        }
-    flow = zuko.flows.NICE(features, transforms=layers, hidden_features=tuple(hidden), **options).to(device)
-    return Contender(
-        "zuko",
-        list(flow.parameters()),
-        lambda x: flow().log_prob(x),
-        lambda: flow().sample((n,)),
-        lambda: flow().rsample_and_log_prob((batch,)),
-    )
+    flow = zuko.flows.NICE(features, transforms=layers, hidden_features=tuple(hidden), **zuko_splines(bins)).to(device)
+    return zuko_contender(flow, batch, n)
 
 
 def normflows(
@@ -146,8 +125,7 @@ def couplings(
     features: int, layers: int, hidden: Sequence[int], bins: int, device: str, batch: int = 512, n: int = 1000
 ) -> tuple[list[Contender], Tensor]:
     """Every contender, the floor first, and rows to train on; without bins the couplings are affine."""
-    makers: list[Callable[..., Contender]] = [ours, pyros, nflows, zukos, normflows]
+    makers: list[Callable[..., Contender]] = [pyrodgms, pyros, nflows, zukos, normflows]
     contenders = [make(features, layers, hidden, bins, device, batch, n) for make in makers]
-    flow = NSF(features, layers, hidden, bins=bins) if bins else RealNVP(features, layers, hidden)
-    nets = [linears(layer) for layer in flow.bijectors]
+    nets = [linears(layer) for layer in _recipe(features, layers, hidden, bins).bijectors]
     return [floor(nets, batch, n, device), *contenders], torch.randn(batch, features, device=device)

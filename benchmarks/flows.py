@@ -5,6 +5,8 @@ gradients that the flow needs of the layers' inputs) and fused Adam on the same 
 contenders get fused Adam and run without argument validation, as ``pyrodgm.fit`` does after its first step.
 What takes a peer D passes is repeated three times only.
 
+``--compile`` adds torch.compile of pyrodgm and of the peers that it can take, ``--jax`` flowjax under jit.
+
 To add a case: a line in CASES. To add a library: a maker in couplings.py and autoregressive.py.
 """
 
@@ -21,36 +23,67 @@ from autoregressive import autoregressive
 from contenders import Contender, reverse_kl
 from couplings import couplings
 from flows_image import glow_image, glow_vectors
+from jax_flows import Jitted, flowjax
 from masked import made
+from planars import planars
 from timing import arguments, hardware, interleave, step, table
 from torch import Tensor
 
-Case = tuple[Callable[[str], tuple[list[Contender], Tensor]], tuple[str, ...]]
+Case = tuple[Callable[[str], tuple[list[Contender], Tensor]], tuple[str, ...], Callable[[], Jitted] | None]
 
 FAST = ("train", "log_prob", "sample", "vi")
 MAF = ("train", "log_prob", "sample")  # a differentiable draw takes the peers D passes forwards and back
 IAF = ("sample", "vi")  # and so does scoring data
 
+WIDE, NARROW = (512, 512), (256, 256)
+
 CASES: dict[str, Case] = {
-    "MADE D=123, hidden 500, batch 100": (lambda device: made(123, 100, device), MAF),
-    "MADE D=784, hidden 500, batch 100": (lambda device: made(784, 100, device), MAF),
-    **{f"RealNVP D={d}, 8 layers 256x2": (partial(couplings, d, 8, (256, 256), 0), FAST) for d in (2, 21, 43, 63, 784)},
-    **{f"MAF D={d}, 5 layers 512x2": (partial(autoregressive, d, 5, (512, 512), 0), MAF) for d in (2, 21, 43, 63)},
-    "MAF D=784, 5 layers 1024x1": (partial(autoregressive, 784, 5, (1024,), 0, n=100), MAF),
+    "MADE D=123, hidden 500, batch 100": (lambda device: made(123, 100, device), MAF, None),
+    "MADE D=784, hidden 500, batch 100": (lambda device: made(784, 100, device), MAF, None),
     **{
-        f"IAF D={d}, 5 layers 512x2": (partial(autoregressive, d, 5, (512, 512), 0, inverse=True), IAF)
+        f"RealNVP D={d}, 8 layers 256x2": (
+            partial(couplings, d, 8, NARROW, 0),
+            FAST,
+            partial(flowjax, "coupling", d, 8, NARROW),
+        )
+        for d in (2, 21, 43, 63, 784)
+    },
+    **{
+        f"MAF D={d}, 5 layers 512x2": (partial(autoregressive, d, 5, WIDE, 0), MAF, partial(flowjax, "MAF", d, 5, WIDE))
+        for d in (2, 21, 43, 63)
+    },
+    "MAF D=784, 5 layers 1024x1": (
+        partial(autoregressive, 784, 5, (1024,), 0, n=100),
+        MAF,
+        partial(flowjax, "MAF", 784, 5, (1024,), n=100),
+    ),
+    **{
+        f"IAF D={d}, 5 layers 512x2": (
+            partial(autoregressive, d, 5, WIDE, 0, inverse=True),
+            IAF,
+            partial(flowjax, "IAF", d, 5, WIDE),
+        )
         for d in (2, 21, 43, 63)
     },
     **{
-        f"NSF coupling D={d}, 10 layers 256x2, 8 bins": (partial(couplings, d, 10, (256, 256), 8), FAST)
+        f"NSF coupling D={d}, 10 layers 256x2, 8 bins": (
+            partial(couplings, d, 10, NARROW, 8),
+            FAST,
+            partial(flowjax, "coupling", d, 10, NARROW, 8),
+        )
         for d in (2, 21, 43, 63)
     },
     **{
-        f"NSF autoregressive D={d}, 5 layers 256x2, 8 bins": (partial(autoregressive, d, 5, (256, 256), 8), MAF)
+        f"NSF autoregressive D={d}, 5 layers 256x2, 8 bins": (
+            partial(autoregressive, d, 5, NARROW, 8),
+            MAF,
+            partial(flowjax, "MAF", d, 5, NARROW, 8),
+        )
         for d in (2, 21, 43, 63)
     },
-    "Glow vectors D=63, 8 steps 256x2": (glow_vectors, ("train", "log_prob", "sample")),
-    "Glow image 3x32x32, 2 levels x 4 steps": (glow_image, ("train", "log_prob", "sample")),
+    "Glow vectors D=63, 8 steps 256x2": (glow_vectors, ("train", "log_prob", "sample"), None),
+    "Glow image 3x32x32, 2 levels x 4 steps": (glow_image, ("train", "log_prob", "sample"), None),
+    "planar D=43, 16 layers": (partial(planars, 43, 16), ("vi",), partial(flowjax, "planar", 43, 16)),
 }
 
 
@@ -58,10 +91,12 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name contains one of these words")
     parser.add_argument("--what", nargs="*", default=list(FAST), choices=FAST)
+    parser.add_argument("--jax", action="store_true", help="add flowjax, jitted (it uses every core)")
+    parser.add_argument("--compiled", nargs="*", default=["pyrodgm"], help="who is compiled too by --compile")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="nflows|normflows|zuko")
     print(hardware(options))
-    for title, (build, tasks) in CASES.items():
+    for title, (build, tasks, in_jax) in CASES.items():
         if options.cases and not any(word in title for word in options.cases):
             continue
         torch.manual_seed(0)
@@ -69,25 +104,35 @@ def main() -> None:
         pyro.enable_validation(False)  # after the imports: zuko's changes torch's flag
         torch.distributions.Distribution.set_default_validate_args(False)
         if options.compile:
-            ours = next(c for c in contenders if c.name == "pyrodgm")
-            contenders.append(Contender("pyrodgm, compiled", ours.parameters, torch.compile(ours.log_prob)))
-        report(title, contenders, x, [what for what in tasks if what in options.what], options)
+            contenders += [compiled(c) for c in contenders if c.name in options.compiled]
+        jitted = [in_jax()] if options.jax and in_jax else []
+        report(title, contenders, jitted, x, [what for what in tasks if what in options.what], options)
 
 
-def report(title: str, contenders: list[Contender], x: Tensor, what: list[str], options: Any) -> None:
+def compiled(contender: Contender) -> Contender:
+    """The same under torch.compile; drawing only with its density."""
+    draw = None if contender.draw is None else torch.compile(contender.draw)
+    return Contender(f"{contender.name}, compiled", contender.parameters, torch.compile(contender.log_prob), None, draw)
+
+
+def report(
+    title: str, contenders: list[Contender], jitted: list[Jitted], x: Tensor, what: list[str], options: Any
+) -> None:
     """The tables of one case."""
-    counts = {c.name: f"{sum(p.numel() for p in c.parameters):,} parameters" for c in contenders}
+    counts = {c.name: sum(p.numel() for p in c.parameters) for c in contenders} | {j.name: j.parameters for j in jitted}
+    notes = {name: f"{count:,} parameters" for name, count in counts.items()}
     tasks: dict[str, dict[str, Callable[[], Any]]] = {
         "train": {c.name: step(lambda c=c: -c.log_prob(x).mean(), c.parameters) for c in contenders},
         "log_prob": {c.name: torch.no_grad()(lambda c=c: c.log_prob(x)) for c in contenders},
         "sample": {c.name: torch.no_grad()(c.sample) for c in contenders if c.sample},
-        "vi": {c.name: step(lambda c=c: reverse_kl(c), c.parameters) for c in contenders if c.draw},
+        "vi": {c.name: step(partial(reverse_kl, c.draw), c.parameters) for c in contenders if c.draw},
     }
     for task in what:
         slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
+        tasks[task].update({j.name: j.tasks[task] for j in jitted})
         repeats, warmup = (3, 1) if slow else (options.repeats, options.warmup)
         times = interleave(tasks[task], repeats, warmup, options.device)
-        print(table(f"{title}: {task}", times, "floor", counts), flush=True)
+        print(table(f"{title}: {task}", times, contenders[0].name, notes), flush=True)
 
 
 if __name__ == "__main__":
