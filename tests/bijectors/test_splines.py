@@ -28,8 +28,7 @@ def knots(spline, raw):
     return torch.cat((widths.new_zeros(len(raw), 1), widths.cumsum(-1)), -1) * 2 * spline.bound - spline.bound
 
 
-@smooth
-def test_slopes_are_continuous_at_the_knots(spline):
+def check_slopes_are_continuous(spline):
     """From both sides of every knot, the ends too: identity tails for splines of the line, the other end for angles."""
     raw = raws(spline)
     x = knots(spline, raw)
@@ -43,6 +42,11 @@ def test_slopes_are_continuous_at_the_knots(spline):
     assert (
         spline.call_and_ladj(raw.expand_as(raw[:, :, :1]).expand(-1, -1, 5), middles)[1] - l0[:, 1:]
     ).abs().max() > 1
+
+
+@smooth
+def test_slopes_are_continuous_at_the_knots(spline):
+    check_slopes_are_continuous(spline)
 
 
 @pytest.mark.parametrize("spline", [RationalQuadraticSpline(5), CubicSpline(5)], ids=lambda s: type(s).__name__)
@@ -160,17 +164,21 @@ def test_mistakes_are_named():
 RATIONAL = [RationalQuadraticSpline(4), CircularSpline(3)]
 
 
-@pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("inverse", [False, True])
-def test_gradients_in_closed_form(spline, inverse):
+def check_gradients(spline, inverse):
     """Of raw numbers and of x, once and twice, inside and outside of the interval, against finite differences."""
     raw = raws(spline, n=6).expand(-1, -1, 3).clone().requires_grad_()
     x = (torch.linspace(-0.95, 0.95, 18).double().reshape(6, 3) * spline.bound).clone()
     x[0, 0] = 4.0  # in the tail, or one turn on
     x.requires_grad_()
     way = spline.inverse_and_ladj if inverse else spline.call_and_ladj
-    assert torch.autograd.gradcheck(way, (raw, x))
-    assert torch.autograd.gradgradcheck(way, (raw, x))
+    assert torch.autograd.gradcheck(way, (raw, x), raise_exception=False)
+    assert torch.autograd.gradgradcheck(way, (raw, x), raise_exception=False)
+
+
+@pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_in_closed_form(spline, inverse):
+    check_gradients(spline, inverse)
 
 
 @pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)

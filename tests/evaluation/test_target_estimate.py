@@ -1,0 +1,54 @@
+"""Importance weights of a density's own draws: log Z, effective sample size and expectations known in closed form."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyrodgm.evaluation import target
+from pyrodgm.tractable import Parametric
+
+SCALE, DRAWS = 1.3, 40_000
+
+
+def proposal():
+    q = Parametric(dist.Normal, 1, fixed={"scale": SCALE}).double()
+    with torch.no_grad():
+        for p in q.parameters():
+            p.zero_()
+    return q
+
+
+def log_target(x):
+    """7 N(x; 0.5, 1)."""
+    return -0.5 * (x - 0.5).square().sum(-1) - 0.5 * math.log(2 * math.pi) + math.log(7)
+
+
+def check_a_normal_by_a_wider_one():
+    torch.manual_seed(0)
+    found = target.target_estimate(proposal(), log_target, DRAWS, batch_size=DRAWS // 3)
+    # E_q[w^2] / Z^2 is the integral of N(x; 0.5, 1)^2 / N(x; 0, SCALE^2), by quadrature.
+    x = torch.linspace(-15, 15, 300_001, dtype=torch.float64)
+    p = torch.exp(log_target(x[:, None])) / 7
+    q = torch.exp(torch.distributions.Normal(0.0, SCALE).log_prob(x))
+    second = torch.trapezoid(p * p / q, x).item()
+    assert abs(found.log_z - math.log(7)) < 5 * found.standard_error
+    assert found.standard_error == pytest.approx(math.sqrt((second - 1) / DRAWS), rel=0.1)
+    assert found.effective_sample_size == pytest.approx(DRAWS / second, rel=0.05)
+    assert found.pareto_k < 0.5
+    assert found.log_weights.exp().sum().item() == pytest.approx(1.0)
+    spread = math.sqrt(second / DRAWS)  # an upper bound of the mean's error times two is enough here
+    assert abs(found.mean(lambda x: x[:, 0]).item() - 0.5) < 10 * spread
+    assert abs(found.resample(DRAWS).mean().item() - 0.5) < 10 * spread
+
+
+def test_a_normal_by_a_wider_one():
+    check_a_normal_by_a_wider_one()
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="at least 25 draws"):
+        target.target_estimate(proposal(), log_target, 10)
+    with pytest.raises(ValueError, match="one context"):
+        target.target_estimate(proposal(), log_target, 100, torch.zeros(2, 1))
