@@ -19,7 +19,7 @@ arguments = parser.parse_args()
 
 # Data, and a reference: one hidden layer.
 digits = load("digits_binary")
-options = {"epochs": 2 if arguments.smoke else 100, "progress": not arguments.smoke}
+options = {"epochs": 2 if arguments.smoke else 100, "device": "cpu", "progress": not arguments.smoke}
 torch.manual_seed(0)
 rbm = RBM(visible=64, hidden=14)
 rbm.set_visible_bias(digits.train)

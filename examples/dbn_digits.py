@@ -21,7 +21,7 @@ arguments = parser.parse_args()
 digits = load("digits_binary")
 torch.manual_seed(0)
 stack = [RBM(visible=64, hidden=16), RBM(visible=16, hidden=40)]
-options = {"epochs": 2 if arguments.smoke else 100, "progress": not arguments.smoke}
+options = {"epochs": 2 if arguments.smoke else 100, "device": "cpu", "progress": not arguments.smoke}
 fit_stack(stack, digits.train, lambda: ContrastiveDivergence(k=5), **options)
 
 # The lower machine becomes a layer that draws downwards; up-down trains both directions together.

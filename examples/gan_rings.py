@@ -25,6 +25,7 @@ before = energy_distance(ring.test, gan.sample(len(ring.test)))
 pyrodgm.fit(
     gan, ring.train, game, epochs=1 if arguments.smoke else 60, batch_size=256, lr=5e-4, progress=not arguments.smoke
 )
+gan.cpu()  # it stays where it was trained, the data do not
 
 # Evaluate: an implicit model has no likelihood, so samples are compared with data.
 after = energy_distance(ring.test, gan.sample(len(ring.test)))

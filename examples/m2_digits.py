@@ -36,8 +36,8 @@ for _ in range(2 if arguments.smoke else 500):
 # All rows: unknown labels are summed over. The classifier counts as if every row had its label (the paper: a tenth).
 model = M2.mlp(features=64, classes=10, latent=3, hidden=[200])
 objective = SemiSupervised(alpha=len(partly) / len(known))
-options = {"epochs": 2 if arguments.smoke else 60, "batch_size": 64, "lr": 3e-3, "progress": not arguments.smoke}
-pyrodgm.fit(model, (digits.train, partly), objective, **options)
+options = {"epochs": 2 if arguments.smoke else 60, "batch_size": 64, "lr": 3e-3}
+pyrodgm.fit(model, (digits.train, partly), objective, **options, device="cpu", progress=not arguments.smoke)
 
 # The paper's gain on MNIST with 100 labels: 25.8 % of the test digits wrong by a network alone, 12.0 % by M2.
 rest = torch.ones(len(partly), dtype=torch.bool)

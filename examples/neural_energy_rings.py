@@ -46,6 +46,8 @@ gaussian.requires_grad_(False)
 model = NeuralEnergy.mlp(features=2, hidden=[128, 128], base=gaussian, kernel=MALA(0.1))
 objective = NoiseContrastive(gaussian, ratio=4)
 pyrodgm.fit(model, rings.train, objective, steps=steps, batch_size=256, lr=5e-3, lr_schedule=cosine, progress=progress)
+model.cpu()  # it stays where it was trained, the data do not
+objective.cpu()
 
 # Evaluate: log Z by quadrature, beside what the objective learned, and by annealing.
 grid, _ = model.log_partition("grid", points=513)

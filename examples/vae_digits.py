@@ -51,5 +51,6 @@ for name, model in (("linear", linear), ("deep", deep)):
 
 # A picture: data, and the deep model's reconstructions of them.
 shown = digits.test[:60]
+deep.cpu()  # it stays where it was trained, the data do not
 means = deep.decode(deep.posterior(shown).mean).mean.detach()
 image_grid({"real": shown, "reconstructed": means}, digits.image_shape).savefig(arguments.picture, dpi=150)

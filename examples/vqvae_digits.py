@@ -31,7 +31,7 @@ model = VQVAE.mlp(
 )
 
 # First stage: encoder, codebook and decoder. Second stage: the prior over the codes alone.
-options = {"epochs": epochs, "progress": not arguments.smoke}
+options = {"epochs": epochs, "device": "cpu", "progress": not arguments.smoke}
 pyrodgm.fit(model, digits.train, VectorQuantization(), validate=digits.valid, **options)
 perplexity, share = model.usage(digits.train)
 pyrodgm.fit(model.code_prior, model.codes(digits.train), validate=model.codes(digits.valid), **options)

@@ -2,11 +2,13 @@
 
 import copy
 
+import pyro
 import pytest
 import torch
 
 import pyrodgm
 from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, GaussianUnits, Recognition
+from pyrodgm.engine import default_objective
 from pyrodgm.evaluation import WatchCollapse, importance_estimate
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
@@ -27,7 +29,11 @@ from pyrodgm.objectives import (
 )
 from pyrodgm.tractable import FFJORD, MADE, GaussianMixtureConditional, RealNVP
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # the compiler's advice to round matrix products, which would count as a reason to fall back to eager
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores"),
+]
 
 BINARY = {"MADE": lambda: MADE(12, [32]), "VAE": lambda: VAE.mlp(12, 3, [16]), "RBM": lambda: RBM(12, 5)}
 REAL = {
@@ -55,11 +61,46 @@ def test_fit_on_cuda(name):
 
 @pytest.mark.parametrize("name", ["MADE", "RealNVP", "FFJORD", "MADE mixture"])
 def test_log_prob_agrees_with_cpu(name):
-    model = {**BINARY, **REAL}[name]()
+    model = {**BINARY, **REAL}[name]().eval()  # in training FFJORD's trace is a random estimate
     there = copy.deepcopy(model).to("cuda")
     x = rows(name)
     # TF32 is off by default, so float32 sums in another order differ by rounding only.
     torch.testing.assert_close(there.log_prob(x.cuda()).cpu(), model.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in (*BINARY, *REAL) if name != "FFJORD"])
+def test_losses_do_not_wait_on_cuda(name):
+    """CUDA itself says so; ``test_contracts_device.py`` asks it of every member on a device in software."""
+    model = {**BINARY, **REAL}[name]().to("cuda")
+    objective, x = default_objective(model).to("cuda"), rows(name).cuda()
+
+    def learn():
+        for _, loss in objective(model, x):
+            loss.backward()
+
+    with pyro.validation_enabled(False):
+        learn()  # chains start, libraries load
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            learn()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["VAE", "RBM"])
+def test_a_run_resumes_on_cuda(name, tmp_path):
+    """The noise of the device goes on where the checkpoint left it; another stream would be off by far more."""
+
+    def run(epochs, folder):
+        torch.manual_seed(0)
+        model = BINARY[name]()
+        pyrodgm.fit(model, rows(name), epochs=epochs, device="cuda", checkpoint=folder, progress=False)
+        return model.state_dict()
+
+    whole = run(4, tmp_path / "whole")
+    run(2, tmp_path / "parts")
+    torch.testing.assert_close(run(4, tmp_path / "parts"), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_ais_on_cuda_agrees_with_enumeration():

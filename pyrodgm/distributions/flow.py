@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrodgm.bijectors.base import BijectiveTransform
+from pyrodgm.draws import draw_from
 
 __all__ = ["FlowDistribution"]
 
@@ -102,7 +103,7 @@ class FlowDistribution(TransformedDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         with torch.no_grad():
-            y = self.base_dist.sample(torch.Size(sample_shape))
+            y = draw_from(self.base_dist, sample_shape)
             for transform in self.transforms:
                 y = transform.call_and_ladj(y)[0]
             return y

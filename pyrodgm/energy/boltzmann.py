@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from pyrodgm.core import Energy
+from pyrodgm.draws import one_of
 from pyrodgm.energy.completion import Incomplete
 from pyrodgm.energy.linked_units import AnnealedMachine, BoltzmannConditionals, draw_units, quadratic_energy
 from pyrodgm.energy.normalised import binary_states, log_odds, normalised_log_prob
@@ -90,7 +91,9 @@ class BoltzmannMachine(Energy):
         links = links & ~torch.eye(units, dtype=torch.bool)
         self.visible, self.hidden, self.low = visible, hidden, -1.0 if spins else 0.0
         self.kernel = GibbsSweep()
-        self.groups = colour(links)
+        groups = colour(links)
+        self._sizes = [len(group) for group in groups]
+        self.register_buffer("_order", torch.tensor([i for group in groups for i in group]), persistent=False)
         self.register_buffer("pairs", links.triu().nonzero().t().contiguous())  # (2, L)
         self.coupling = nn.Parameter(0.01 * torch.randn(self.pairs.shape[1]))
         self.bias = nn.Parameter(torch.zeros(units))
@@ -98,6 +101,12 @@ class BoltzmannMachine(Energy):
             self.bias_context = nn.Parameter(0.01 * torch.randn(units, context))
 
     pairs: Tensor
+    _order: Tensor
+
+    @property
+    def groups(self) -> tuple[Tensor, ...]:
+        """The places of units that no links join, which a sweep draws at once; they lie where the parameters do."""
+        return self._order.split(self._sizes)
 
     @property
     def support(self) -> Any:
@@ -166,9 +175,7 @@ class BoltzmannMachine(Energy):
         states, weight, bias = self._states(self.hidden, x), self.weight, self._bias(context).expand(len(x), -1)
         step = max(1, _NUMBERS_AT_ONCE // len(states))
         parts = [
-            self._hidden_logits(x[i : i + step], weight, bias[i : i + step])
-            .softmax(-1)
-            .multinomial(1, generator=generator)[:, 0]
+            one_of(self._hidden_logits(x[i : i + step], weight, bias[i : i + step]).softmax(-1), generator)
             for i in range(0, len(x), step)
         ]
         return states[torch.cat(parts)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrodgm.draws import one_of
 from pyrodgm.energy.linked_units import draw_units
 from pyrodgm.energy.normalised import binary_states
 
@@ -58,7 +59,7 @@ class Incomplete:
     def draw(self, generator: torch.Generator | None = None) -> Tensor:
         """x ~ p(x | the observed part), exact: (*B, V)."""
         states = self._states(binary_states(self.machine.visible, self.rows))
-        index = [p.multinomial(1, generator=generator)[:, 0] for p in self._posteriors(states)]
+        index = [one_of(p, generator) for p in self._posteriors(states)]
         return states[torch.cat(index)].reshape(self.shape)
 
     @torch.no_grad()

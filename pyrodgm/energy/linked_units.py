@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,18 +27,17 @@ class BoltzmannConditionals:
     Args:
         weight: symmetric with zeros on the diagonal, (N, N).
         bias: (N,), or (chains, N) where each chain has a context of its own.
-        groups: units that are drawn together; no link joins two of one group.
+        groups: the places of units that are drawn together, on the weight's device; no link joins two of one group.
         low: l, 0 or -1, what a unit is when it is not 1.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, groups: tuple[tuple[int, ...], ...], low: float) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, groups: Sequence[Tensor], low: float) -> None:
         self.weight, self.bias, self.groups, self.low = weight.detach(), bias.detach(), groups, low
 
     def sweep(self, s: Tensor, generator: torch.Generator | None = None, free: Tensor | None = None) -> Tensor:
         """Every unit once, the groups in order; where ``free`` (chains, N) is False a unit stays as it is."""
         s = s.clone()
-        for group in self.groups:
-            units = list(group)
+        for units in self.groups:
             logits = (1 - self.low) * (s @ self.weight[:, units] + self.bias[..., units])  # (chains, group)
             drawn = draw_units(logits, self.low, generator)
             s[:, units] = drawn if free is None else torch.where(free[:, units], drawn, s[:, units])
@@ -71,6 +72,6 @@ class AnnealedMachine:
     def reverse_move(self, x: Tensor, beta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self._conditionals(beta, self.target.groups[::-1]).sweep(x, generator)
 
-    def _conditionals(self, beta: Tensor, groups: tuple[tuple[int, ...], ...]) -> BoltzmannConditionals:
+    def _conditionals(self, beta: Tensor, groups: Sequence[Tensor]) -> BoltzmannConditionals:
         bias = torch.lerp(self.base, self.target.bias, beta)
         return BoltzmannConditionals(beta * self.target.weight, bias, groups, self.target.low)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.core import Energy, Tractable, evaluating
+from pyrodgm.draws import draw_from
 from pyrodgm.energy.normalised import normalised_log_prob
 from pyrodgm.kernels.ais import annealed_importance_sampling
 from pyrodgm.kernels.base import Kernel
@@ -96,8 +97,8 @@ class TiltedEnergy(Energy):
         """Draws of the base: (n, *event)."""
         _, context = self.check(None, context)
         if self.base.context and context is not None:
-            return self.base.condition(context.expand(n, -1)).sample()
-        return self.base.condition().sample((n,))
+            return draw_from(self.base.condition(context.expand(n, -1)))
+        return draw_from(self.base.condition(), (n,))
 
     def log_partition(  # type: ignore[override]
         self,

@@ -36,7 +36,7 @@ class UniformDequantization(nn.Module):
 
     def noise(self, x: Tensor, context: Tensor | None) -> TorchDistribution:
         """The distribution of u, batch shape (B,)."""
-        return Uniform(torch.zeros_like(x), 1.0, validate_args=False).to_event(x.dim() - 1)
+        return Uniform(torch.zeros_like(x), torch.ones_like(x), validate_args=False).to_event(x.dim() - 1)
 
     def condition(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
         """q(z | x, context), batch shape (B,)."""

@@ -72,7 +72,7 @@ class StraightThrough(Discrete):
         self.temperature = temperature
 
     def __call__(self, family: Any, logits: Tensor) -> tuple[TorchDistribution, dict[str, Any]]:
-        temperature = logits.new_tensor(self.temperature)
+        temperature = logits.new_full((), self.temperature)
         if family is dist.Bernoulli:
             return dist.RelaxedBernoulliStraightThrough(temperature, logits=logits), {}
         if family is dist.OneHotCategorical:

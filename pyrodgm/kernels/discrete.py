@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pyrodgm.draws import one_of
 from pyrodgm.kernels.base import Info, Kernel, Potential, State
 from pyrodgm.kernels.langevin import energy_and_gradient
 
@@ -53,7 +54,7 @@ class _LocallyInformed(Kernel):
         if energy is None or gradient is None:
             raise ValueError("expected a state with its energy and gradient, got none; make it by the kernel's init")
         log_q = self.logits(x, gradient).log_softmax(-1)  # (chains, moves)
-        choice = log_q.exp().multinomial(1, generator=generator)  # (chains, 1)
+        choice = one_of(log_q.exp(), generator).unsqueeze(-1)  # (chains, 1)
         y, back = self.moved(x, choice.squeeze(-1))
         energy_y, gradient_y = energy_and_gradient(potential, y)
         log_q_y = self.logits(y, gradient_y).log_softmax(-1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrodgm.core import Energy, GenerativeModel, Tractable
+from pyrodgm.draws import draw_from
 from pyrodgm.objectives.base import Objective
 
 __all__ = ["NoiseContrastive"]
@@ -90,7 +91,7 @@ class NoiseContrastive(Objective):
         x, context = model.check(x, context)
         q = self.noise.condition(context if self.noise.context else None)
         with torch.no_grad():
-            noise = q.sample((self.ratio,) if q.batch_shape else (self.ratio, len(x)))  # (ratio, B, *event)
+            noise = draw_from(q, (self.ratio,) if q.batch_shape else (self.ratio, len(x)))  # (ratio, B, *event)
 
         def logit(x: Tensor) -> Tensor:
             log_z = self.log_z if context is None else self.log_z + context @ self.log_z_context

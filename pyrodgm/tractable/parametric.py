@@ -106,7 +106,7 @@ class Parametric(Tractable):
             k: _to(c, v) for (k, c), v in zip(self.constraints.items(), self._parts(raw), strict=True)
         }
         for name, value in self.fixed.items():
-            arguments[name] = self.like.new_tensor(value)
+            arguments[name] = self.like.new_full((), value)
         return self.distribution(**arguments).to_event(len(self.event_shape))
 
     def _parts(self, raw: Tensor) -> Sequence[Tensor]:

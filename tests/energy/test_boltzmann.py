@@ -157,7 +157,7 @@ def test_missing_links_make_groups_and_an_rbm() -> None:
     links = torch.zeros(7, 7).bool()
     links[:4, 4:] = True
     model = machine(4, 3, links=links | links.t())
-    assert sorted(map(sorted, model.groups)) == [[0, 1, 2, 3], [4, 5, 6]]
+    assert sorted(sorted(group.tolist()) for group in model.groups) == [[0, 1, 2, 3], [4, 5, 6]]
     rbm = RBM(4, 3).double()
     with torch.no_grad():
         rbm.weight.copy_(model.weight[4:, :4])
