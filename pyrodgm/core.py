@@ -34,6 +34,8 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrodgm.draws import draw_from
+
 __all__ = [
     "EmptyGuide",
     "Energy",
@@ -56,14 +58,15 @@ _ELEMENTS_PER_BATCH = 2**22  # sampling keeps at most so many numbers of the eve
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside the block; every submodule's mode is restored after it."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
+    training = [m for m in module.modules() if m.training]
+    if training:
+        module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for m, mode in modes:
-            m.training = mode
+        for m in training:
+            object.__setattr__(m, "training", True)  # nn.Module's own looks the name up among parameters first
 
 
 def join_context(x: Tensor, context: Tensor | None, event_dim: int = 1) -> Tensor:
@@ -119,9 +122,12 @@ def sample_sites(trace: Any) -> dict[str, Any]:
 
 
 def latent_rows(trace: Any, rows: int) -> Tensor:
-    """The latents of a trace whose sites lie in the data plate, one flat vector a row: (B, Z)."""
-    sites = sample_sites(trace).values()
-    return torch.cat([site["value"].reshape(rows, -1) for site in sites if not site["is_observed"]], -1)
+    """The latents of a trace whose sites lie in the data plate, one flat vector a row: (B, Z).
+
+    What a guide draws on the way to its sites (auxiliary sites) is left out.
+    """
+    sites = [s for s in sample_sites(trace).values() if not s["is_observed"] and not s["infer"].get("is_auxiliary")]
+    return torch.cat([site["value"].reshape(rows, -1) for site in sites], -1)
 
 
 class EmptyGuide(nn.Module):
@@ -282,7 +288,7 @@ class GenerativeModel(nn.Module):
                 self._draw(min(step, rows - i), None if flat is None else flat[i : i + step])
                 for i in range(0, rows, step)
             ]
-        return torch.cat(parts).reshape(*lead, *self.event_shape)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(*lead, *self.event_shape)
 
     def _draw(self, rows: int, context: Tensor | None) -> Tensor:
         """``rows`` fresh rows, one for each context row where there is a context."""
@@ -337,7 +343,7 @@ class Tractable(GenerativeModel):
             return pyro.sample("x", self.condition(context), obs=x)
 
     def _draw(self, rows: int, context: Tensor | None) -> Tensor:
-        return self.condition(context).sample(() if context is not None else (rows,))
+        return draw_from(self.condition(context), () if context is not None else (rows,))
 
     @property
     def support(self) -> Any:
@@ -418,24 +424,47 @@ class Latent(GenerativeModel):
             trace = poutine.trace(self.guide).get_trace(x, context)
             return poutine.replay(self, trace=trace)(None, context, n=len(x))
 
-    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 100) -> Tensor:
-        """Fill in what is missing: draws from p(x_missing | x_observed) by Metropolis within Gibbs.
+    def complete(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        context: Tensor | None = None,
+        *,
+        steps: int | None = None,
+        method: str = "metropolis",
+        particles: int = 200,
+    ) -> Tensor:
+        """Fill in what is missing: draws from p(x_missing | x_observed).
 
-        The guide proposes z, the exact importance ratio accepts it, the likelihood proposes the
-        missing part, so the chain leaves the model's own conditional invariant whatever the guide.
+        By Metropolis within Gibbs the guide proposes z, the exact importance ratio accepts it, and the likelihood
+        proposes the missing part: the chain leaves the model's own conditional invariant whatever the guide. By
+        importance resampling z is picked from ``particles`` draws of the guide of some fillings-in, and of the prior,
+        see :func:`pyrodgm.latent.completion.resample_missing`: no chain that has to mix, right as the particles
+        grow, for likelihoods with independent coordinates.
 
         Args:
             x: (B, *event); what stands where mask is False does not matter.
             mask: True where x is observed, broadcast against x.
-            steps: sweeps of the chain.
+            context: (B, C).
+            steps: sweeps of the chain (default 100), or rounds of proposals (default 4).
+            method: "metropolis" or "importance".
+            particles: for importance resampling, for each row.
         Shapes: returns (B, *event); the observed part is x itself.
+        Raises: ValueError for another method; TypeError for "importance" if the coordinates are dependent given z.
         Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
         """
+        if method not in ("metropolis", "importance"):
+            raise ValueError(f'expected method "metropolis" or "importance", got {method!r}')
         x, context = self.check(x, context)
         with evaluating(self), poutine.block():
+            if method == "importance":
+                from pyrodgm.latent.completion import resample_missing
+
+                rounds = 4 if steps is None else steps
+                return resample_missing(self, x, mask, context, particles=particles, rounds=rounds)
             filled = torch.where(mask, x, self(None, context, n=len(x)))
             trace = poutine.trace(self.guide).get_trace(filled, context)
-            for _ in range(steps):
+            for _ in range(100 if steps is None else steps):
                 draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))
                 filled = torch.where(mask, x, draw)
                 trace = self._metropolis(trace, filled, context)

@@ -24,7 +24,8 @@ from torch import nn
 
 import pyrodgm
 from pyrodgm.core import Latent, data_plate
-from pyrodgm.latent import VAE
+from pyrodgm.guides import FullCovariance, Hierarchical, MeanField, Sites
+from pyrodgm.latent import VAE, Dequantized
 from pyrodgm.objectives import ELBO, ImportanceWeighted, PyroObjective
 from pyrodgm.tractable import MADE, Parametric, RealNVP, StandardNormal
 
@@ -34,6 +35,8 @@ COLUMNS = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.8, 0.2], [-0.2, 0.8]]).doubl
 OFFSET = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
 
 every = variants(MODELS, of_family("latent"))
+# those whose likelihood has independent coordinates
+BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "VQVAE", "M2"}
 
 
 def linear_vae(optimal=True):
@@ -193,8 +196,8 @@ def check_score_function_gradient_is_unbiased():
 
 
 @torch.no_grad()
-def check_complete_is_the_conditional():
-    """Frequencies of x_missing after the chain against p(x_missing | x_observed) by enumeration."""
+def check_complete_is_the_conditional(**how):
+    """Frequencies of x_missing against p(x_missing | x_observed) by enumeration."""
     vae = binary_vae()
     states = all_binary((3,))
     log_p = joint(vae, states)[0].logsumexp(0)
@@ -202,14 +205,14 @@ def check_complete_is_the_conditional():
     for first in (0.0, 1.0):
         fits = states[:, 0] == first
         p = log_p[fits].softmax(0)
-        filled = vae.complete(torch.full((6000, 3), first).double(), observed, steps=25)
+        filled = vae.complete(torch.full((6000, 3), first).double(), observed, **(how or {"steps": 25}))
         assert bool((filled[:, 0] == first).all())
         found = (filled.unsqueeze(1) == states[fits]).all(-1).double()
         assert_means_agree(*mean_and_error(found), p)
 
 
 @torch.no_grad()
-def check_complete_of_a_linear_gaussian_model():
+def check_complete_of_a_linear_gaussian_model(**how):
     """With a guide that is too wide and off: mean and covariance of x_missing in closed form."""
     vae, p = linear_vae(optimal=False), exact_marginal()
     mask = torch.tensor([True, True, False, False])
@@ -217,7 +220,7 @@ def check_complete_of_a_linear_gaussian_model():
     s = p.covariance_matrix
     gain = s[2:, :2] @ s[:2, :2].inverse()
     mean, covariance = OFFSET[2:] + gain @ (x[:2] - OFFSET[:2]), s[2:, 2:] - gain @ s[:2, 2:]
-    d = vae.complete(x.expand(6000, 4), mask, steps=40)[:, 2:] - mean
+    d = vae.complete(x.expand(6000, 4), mask, **(how or {"steps": 40}))[:, 2:] - mean
     assert_means_agree(*mean_and_error(d), torch.zeros(()).double())
     assert_means_agree(*mean_and_error((d.unsqueeze(-1) * d.unsqueeze(-2)).flatten(1)), covariance.flatten())
 
@@ -275,6 +278,10 @@ def test_complete_keeps_what_is_observed(name, conditional):
     assert torch.equal(filled[mask], x[mask])
     assert bool(model.support.check(filled).all())
     assert torch.equal(model.complete(x, torch.ones_like(mask), context, steps=2), x)
+    if name in BY_IMPORTANCE:
+        filled = model.complete(torch.where(mask, x, 0.0), mask, context, method="importance", particles=20)
+        assert torch.equal(filled[mask], x[mask])
+        assert bool(model.support.check(filled).all())
 
 
 @pytest.mark.parametrize("n", [None, 3 * N])
@@ -363,12 +370,77 @@ def test_score_function_gradient_is_unbiased():
     check_score_function_gradient_is_unbiased()
 
 
-def test_complete_is_the_conditional():
-    check_complete_is_the_conditional()
+IMPORTANCE = {"method": "importance", "particles": 90}
 
 
-def test_complete_of_a_linear_gaussian_model():
-    check_complete_of_a_linear_gaussian_model()
+def check_complete_by_importance():
+    check_complete_of_a_linear_gaussian_model(**IMPORTANCE)
+
+
+def check_complete_in_one_round():
+    """Its fillings-in are draws of p(x), which have to leave no trace."""
+    check_complete_of_a_linear_gaussian_model(**(IMPORTANCE | {"particles": 360}), steps=1)
+
+
+def test_complete_in_one_round():
+    check_complete_in_one_round()
+
+
+@pytest.mark.parametrize("how", [{}, IMPORTANCE, IMPORTANCE | {"steps": 1}])
+def test_complete_is_the_conditional(how):
+    check_complete_is_the_conditional(**how)
+
+
+@pytest.mark.parametrize("how", [{}, IMPORTANCE])
+def test_complete_of_a_linear_gaussian_model(how):
+    check_complete_of_a_linear_gaussian_model(**how)
+
+
+@torch.no_grad()
+def test_one_filling_in_is_not_enough():
+    """What the mixture is for: weights against the guide of a single filled row have a wrong limit of few particles."""
+    vae, p = linear_vae(), exact_marginal()
+    mask = torch.tensor([True, False, False, False])
+    x = torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
+    s = p.covariance_matrix
+    mean, scale = OFFSET[1:] + s[1:, 0] / s[0, 0] * (x[0] - OFFSET[0]), (s[1:, 1:] - s[1:, :1] @ s[:1, 1:] / s[0, 0])
+    d = vae.complete(x.expand(4000, 4), mask, **IMPORTANCE)[:, 1:] - mean
+    assert_means_agree(*mean_and_error(d), torch.zeros(()).double())
+    assert_means_agree(*mean_and_error((d.unsqueeze(-1) * d.unsqueeze(-2)).flatten(1)), scale.flatten())
+    filled = torch.where(mask, x, vae(n=4000))
+    z = vae.posterior(filled).sample((90,))  # (K, B, Z)
+    seen = vae.decode(z).base_dist.log_prob(filled)[..., 0]
+    log_w = vae.prior.log_prob(z) + seen - vae.posterior(filled).log_prob(z)
+    z = z[log_w.softmax(0).T.multinomial(1)[:, 0], torch.arange(4000)]
+    naive = vae.decode(z).sample()[:, 1:] - mean
+    assert bool(((naive.square().mean(0) / scale.diagonal()).log().abs() > 0.05).any())
+
+
+@pytest.mark.parametrize("builder", [lambda s: FullCovariance(s, [8]), lambda s: MeanField(s, [8])])
+def test_complete_by_guides_of_programs(builder, monkeypatch):
+    """Their auxiliary sites are no latents of the model, and they are off the posterior."""
+    vae = linear_vae()
+    vae.guide = builder(Sites(vae, (torch.zeros(3, 4).double(),)))
+    monkeypatch.setitem(globals(), "linear_vae", lambda optimal=True: vae)
+    check_complete_of_a_linear_gaussian_model(method="importance", particles=180)
+
+
+def test_what_cannot_be_completed_by_importance_is_refused():
+    x, mask = torch.ones(3, 5).double(), torch.arange(5) < 2
+    vae = COMPOSED["MADE decoder"]().double()
+    with pytest.raises(TypeError, match=r"independent dimensions.*use method=\"metropolis\""):
+        vae.complete(x, mask, method="importance")
+    assert vae.complete(x, mask, steps=2).shape == x.shape
+    with pytest.raises(ValueError, match="got 'gibbs'"):
+        vae.complete(x, mask, method="gibbs")
+    vae = linear_vae()
+    with pytest.raises(ValueError, match="particles > 8"):
+        vae.complete(x[:, :4], mask[:4], method="importance", particles=8)
+    vae.guide = Hierarchical(Sites(vae, (x[:, :4],)), 2, [8])
+    with pytest.raises(TypeError, match="'_reverse_locals'"):
+        vae.complete(x[:, :4], mask[:4], method="importance")
+    with pytest.raises(ValueError, match="certain given z"):
+        Dequantized(RealNVP(2, 2, HIDDEN), 4).complete(x[:, :2], mask[:2], method="importance")
 
 
 COMPOSED = {

@@ -225,12 +225,13 @@ def _posterior_mean(model: Latent, x: Tensor, context: Tensor | None, particles:
             try:
                 mean = sites[0]["fn"].mean
             except NotImplementedError:
-                pass
+                pass  # a flow's mean has no closed form: it is estimated below
             else:
                 mean = mean.expand(len(x), *mean.shape[1:]).reshape(len(x), -1)
                 return mean, torch.zeros_like(mean)
         draws = sample_sites(model.particle_trace(model.guide, max(2, particles), x, context)).values()
-    z = torch.cat([s["value"].reshape(max(2, particles), len(x), -1) for s in draws], -1)  # (K, B, Z)
+    own = [s["value"] for s in draws if not s["infer"].get("is_auxiliary")]
+    z = torch.cat([value.reshape(max(2, particles), len(x), -1) for value in own], -1)  # (K, B, Z)
     return z.mean(0), z.var(0) / len(z)
 
 
@@ -239,7 +240,14 @@ def _site_pairs(model: Latent, x: Tensor, context: Tensor | None, particles: int
     with poutine.block():
         drawn = model.particle_trace(model.guide, particles, x, context)
         program = model.particle_trace(poutine.replay(model, trace=drawn), particles, x, context)
-    return [(site, program.nodes[name]) for name, site in sample_sites(drawn).items() if name in program.nodes]
+    sites = sample_sites(drawn)
+    hidden = [name for name, site in sites.items() if site["infer"].get("is_auxiliary")]
+    if hidden:
+        raise TypeError(
+            f"expected a guide with a density at each latent site, got {type(model.guide).__name__}, whose density is "
+            f"at {', '.join(hidden)}; use an Amortized or MeanField guide, or measure the whole bound"
+        )
+    return [(site, program.nodes[name]) for name, site in sites.items() if name in program.nodes]
 
 
 def _dimensions(q: Any, p: Any) -> Tensor:

@@ -2,12 +2,14 @@
 
 from pyrodgm.core import EmptyGuide
 from pyrodgm.guides.amortized import Amortized
+from pyrodgm.guides.contrast import Contrast
 from pyrodgm.guides.corrupted import Corrupted, GaussianNoise, MaskingNoise
 from pyrodgm.guides.dequantization import UniformDequantization, VariationalDequantization
 from pyrodgm.guides.discrete import Discrete, Enumerate, Score, StraightThrough
 from pyrodgm.guides.flow import FlowGuide
 from pyrodgm.guides.gaussian import FullCovariance, MeanField
 from pyrodgm.guides.hierarchical import Hierarchical
+from pyrodgm.guides.implicit import ImplicitGuide
 from pyrodgm.guides.local import Local, refine
 from pyrodgm.guides.program import PackedGuide, ProgramGuide
 from pyrodgm.guides.semi_amortized import SemiAmortized
@@ -15,6 +17,7 @@ from pyrodgm.guides.sites import Sites
 
 __all__ = [
     "Amortized",
+    "Contrast",
     "Corrupted",
     "Discrete",
     "EmptyGuide",
@@ -23,6 +26,7 @@ __all__ = [
     "FullCovariance",
     "GaussianNoise",
     "Hierarchical",
+    "ImplicitGuide",
     "Local",
     "MaskingNoise",
     "MeanField",

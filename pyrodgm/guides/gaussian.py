@@ -21,12 +21,12 @@ from pyrodgm.guides.reading import Call, Site
 from pyrodgm.guides.sites import Sites, local_features
 from pyrodgm.nets.mlp import MLP
 
-__all__ = ["FullCovariance", "MeanField", "sample_normals", "scale_of"]
+__all__ = ["FullCovariance", "MeanField", "raw_of", "sample_normals", "scale_of"]
 
 _TINY = 1e-6  # keeps a scale from rounding to 0 in float32
 
 
-def _raw_of(scale: float) -> float:
+def raw_of(scale: float) -> float:
     """The number that softplus takes to ``scale``."""
     return math.log(math.expm1(scale))
 
@@ -68,7 +68,7 @@ class MeanField(ProgramGuide):
             raise ValueError(f"expected scale > 0, got {scale}")
         start = sites.start()
         self.loc = nn.Parameter(start) if sites.global_size else None
-        self.raw_scale = nn.Parameter(torch.full_like(start, _raw_of(scale))) if sites.global_size else None
+        self.raw_scale = nn.Parameter(torch.full_like(start, raw_of(scale))) if sites.global_size else None
         self.net = MLP(self.features, 2 * sites.local_size, hidden) if sites.local_size else None
         self.to(sites.like)
 
@@ -117,7 +117,7 @@ class _FullGaussian(Tractable):
         super().__init__((features,), context)
         numbers = features + features * (features + 1) // 2
         first = torch.zeros(numbers)
-        first[features : 2 * features] = _raw_of(scale)
+        first[features : 2 * features] = raw_of(scale)
         if start is not None:
             first = first.to(start.dtype)
             first[:features] = start.cpu()

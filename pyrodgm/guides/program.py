@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pyro
 import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
 from pyro.distributions.distribution import Distribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, register_kl
 
-from pyrodgm.core import Tractable, join_context
+from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete, DiscretePosterior, Enumerate
 from pyrodgm.guides.reading import Call, Site
 from pyrodgm.guides.sites import Sites
@@ -113,6 +115,15 @@ class ProgramGuide(nn.Module):
         return {s.name: self.sample_pushed(s, u, call) for s, u in zip(sites, shares, strict=True)}
 
 
+class Conditional(Protocol):
+    """What a packed guide asks of its posteriors; any Tractable answers it."""
+
+    event_shape: torch.Size
+    context: int
+
+    def condition(self, context: Tensor | None = None) -> TorchDistribution: ...
+
+
 class PackedGuide(ProgramGuide):
     r"""A guide by any two tractable models over the packed unconstrained sites.
 
@@ -146,8 +157,8 @@ class PackedGuide(ProgramGuide):
     def __init__(
         self,
         sites: Sites,
-        posterior_of_globals: Tractable | None,
-        posterior_of_locals: Tractable | None,
+        posterior_of_globals: Conditional | None,
+        posterior_of_locals: Conditional | None,
         discrete: Discrete | None = None,
         hidden: Sequence[int] = (64, 64),
     ) -> None:
@@ -166,8 +177,7 @@ class PackedGuide(ProgramGuide):
             )
             values.update(self.sample_packed(self.sites.global_sites, packed_globals, call))
         if self.posterior_of_locals is not None:
-            context = call.features
-            assert context is not None
+            context = cast(Tensor, call.features)  # a program with local sites has them
             if packed_globals is not None and self.posterior_of_locals.context > self.features:
                 context = join_context(context, packed_globals)
             with call.plates[str(self.sites.plate)]:
@@ -178,7 +188,7 @@ class PackedGuide(ProgramGuide):
         return values
 
 
-def _check_size(name: str, posterior: Tractable | None, size: int, contexts: tuple[int, ...]) -> None:
+def _check_size(name: str, posterior: Conditional | None, size: int, contexts: tuple[int, ...]) -> None:
     if posterior is None:
         if size:
             raise ValueError(f"expected {name} over {size} numbers, got None")

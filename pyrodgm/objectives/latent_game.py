@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from pyrodgm.core import GenerativeModel, Latent, latent_rows, sample_sites
+from pyrodgm.guides.contrast import Contrast
+from pyrodgm.guides.implicit import ImplicitGuide
 from pyrodgm.nets.mlp import MLPCritic
 from pyrodgm.objectives.adversarial import Game, Minimax, NonSaturating
 from pyrodgm.objectives.base import Objective
@@ -42,10 +44,7 @@ class _LatentGame(Objective):
         """(log p(x | z), z) with z from the guide and gradients through it: (B,), (B, Z)."""
         drawn = poutine.trace(model.guide).get_trace(x, context)
         sites = sample_sites(drawn)
-        if not all(site["fn"].has_rsample for site in sites.values()):
-            raise TypeError(
-                "expected a guide with reparameterised sites, got one without rsample; use ReweightedWakeSleep"
-            )
+        _check_reparameterised(drawn)
         program = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context)
         seen = [_log_prob(site) for name, site in sample_sites(program).items() if name not in sites]
         return torch.stack(seen).sum(0), latent_rows(drawn, len(x))
@@ -124,26 +123,73 @@ class AdversarialVariationalBayes(_LatentGame):
     Only the logistic loss makes the best critic that ratio, so there is no choice of game. The guide is any
     module that draws its sites with gradients, such as noise through a network beside x.
 
+    With adaptive contrast the critic is a :class:`~pyrodgm.guides.Contrast`, which takes a Gaussian with the guide's
+    moments in the prior's place: a critic has less to tell apart, and latents outside the data plate are no
+    obstacle. It takes an :class:`~pyrodgm.guides.ImplicitGuide`. Held-out scores are estimates either way, and no
+    bounds where the critic lags behind.
+
     Args:
-        critic: module (x and z side by side (B, D + Z), context (B, C) or None) -> scores (B,).
+        critic: module (x and z side by side (B, D + Z), context (B, C) or None) -> scores (B,), or a ``Contrast``.
         critic_steps: critic steps for each step of model and guide.
-    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised.
+        particles: draws of the guide for each row in the model's loss; more than one for a ``Contrast`` only.
+    Raises: ValueError for critic_steps < 1 or particles < 1; TypeError if the guide is not reparameterised or does not
+        suit the critic.
     Source: Mescheder et al. (2017), arXiv:1701.04722, eq. 3.3 and 3.7, algorithm 1.
     Example:
+        >>> from pyrodgm.guides import Sites
         >>> from pyrodgm.latent import VAE
-        >>> vae = VAE.mlp(features=6, latent=2, hidden=[8])
-        >>> [player for player, _ in AdversarialVariationalBayes.mlp(vae, [8])(vae, torch.ones(4, 6))]
+        >>> vae, x = VAE.mlp(features=6, latent=2, hidden=[8]), torch.ones(4, 6)
+        >>> [player for player, _ in AdversarialVariationalBayes.mlp(vae, [8])(vae, x)]
+        ['critic', 'model']
+        >>> vae.guide = ImplicitGuide(Sites(vae, (x,)))
+        >>> [player for player, _ in AdversarialVariationalBayes.mlp(vae, [8], adaptive=True)(vae, x)]
         ['critic', 'model']
     """
 
-    def __init__(self, critic: nn.Module, critic_steps: int = 1) -> None:
+    def __init__(self, critic: nn.Module, critic_steps: int = 1, particles: int = 1) -> None:
         super().__init__(critic, critic_steps)
-        self.game = Minimax()
+        if particles < 1 or (particles > 1 and not isinstance(critic, Contrast)):
+            raise ValueError(f"expected particles >= 1, and 1 unless the critic is a Contrast, got {particles}")
+        self.game, self.particles = Minimax(), particles
 
     @classmethod
-    def mlp(cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256)) -> AdversarialVariationalBayes:
-        """An objective whose critic is a perceptron over the model's event, latents and context."""
-        return cls(MLPCritic(model.event_shape.numel() + _latent_size(model), model.context, hidden))
+    def mlp(
+        cls,
+        model: GenerativeModel,
+        hidden: Sequence[int] = (256, 256),
+        adaptive: bool = False,
+        critic_steps: int = 1,
+        particles: int = 1,
+    ) -> AdversarialVariationalBayes:
+        """An objective whose critic is a perceptron over the model's event, latents and context.
+
+        Args:
+            model: to be trained.
+            hidden: widths of the critic.
+            adaptive: contrast with a Gaussian of the guide's moments, see :class:`~pyrodgm.guides.Contrast`.
+            critic_steps, particles: as above.
+        Raises: TypeError if adaptive and the guide is no ImplicitGuide.
+        """
+        critic: nn.Module
+        if adaptive:
+            if not isinstance(model.guide, ImplicitGuide):
+                raise TypeError(_WANTED.format(type(model.guide).__name__))
+            critic = Contrast(model.guide, hidden)
+        else:
+            critic = MLPCritic(model.event_shape.numel() + _latent_size(model), model.context, hidden)
+        return cls(critic, critic_steps, particles)
+
+    def check(self, model: GenerativeModel) -> None:
+        super().check(model)
+        guide = model.guide
+        if isinstance(self.critic, Contrast):
+            if not isinstance(guide, ImplicitGuide):
+                raise TypeError(_WANTED.format(type(guide).__name__))
+        elif isinstance(guide, ImplicitGuide) and guide.sites.global_size:
+            names = ", ".join(repr(site.name) for site in guide.sites.global_sites)
+            raise TypeError(
+                f"expected latents of the rows alone, got {names} outside the data plate; set adaptive=True"
+            )
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         return {"critic": self.critic.parameters(), "model": model.parameters()}
@@ -152,22 +198,45 @@ class AdversarialVariationalBayes(_LatentGame):
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         for _ in range(self.critic_steps):
-            guide, prior = self._draws(model, x, context)
-            yield "critic", self.game.critic(self._score(x, guide, context), self._score(x, prior, context))
-        yield "model", self._negative_bound(model, x, context)
+            yield "critic", self._critic_loss(model, x, context, n)
+        yield "model", self._negative_bound(model, x, context, n)
+
+    def _critic_loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> Tensor:
+        if isinstance(self.critic, Contrast):
+            return self.critic.loss(cast(ImplicitGuide, model.guide), x, context, n=n)
+        guide, prior = self._draws(model, x, context)
+        return self.game.critic(self._score(x, guide, context), self._score(x, prior, context))
 
     def _score(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
         return self.critic(torch.cat((x.flatten(1), z), -1), context)
 
-    def _negative_bound(self, model: GenerativeModel, x: Tensor, context: Tensor | None) -> Tensor:
-        seen, z = self._run(model, x, context)
-        return (self._score(x, z, context) - seen).mean()
+    def _negative_bound(self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> Tensor:
+        if not isinstance(self.critic, Contrast):
+            seen, z = self._run(model, x, context)
+            return (self._score(x, z, context) - seen).mean()
+        guide = self.critic.scored(cast(ImplicitGuide, model.guide))
+        drawn = Latent.particle_trace(guide, self.particles, x, context, n)
+        _check_reparameterised(drawn)
+        program = Latent.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context, n)
+        rows = len(x) if n is None else n
+        return (drawn.log_prob_sum() - program.log_prob_sum()) / (rows * self.particles)
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Tensor:
         with torch.no_grad():
-            return self._negative_bound(model, x, context)
+            return self._negative_bound(model, x, context, n)
+
+
+_WANTED = (
+    "expected an ImplicitGuide for adaptive contrast, got {}; set model.guide = ImplicitGuide(Sites(model, (x,))), or "
+    "leave adaptive out"
+)
+
+
+def _check_reparameterised(drawn: Any) -> None:
+    if not all(site["fn"].has_rsample for site in sample_sites(drawn).values()):
+        raise TypeError("expected a guide with reparameterised sites, got one without rsample; use ReweightedWakeSleep")
 
 
 def _log_prob(site: Any) -> Tensor:
