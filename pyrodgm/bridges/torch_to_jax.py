@@ -175,7 +175,8 @@ def _like(value: float) -> Callable[..., Any]:
 
 
 def _arange(*ends: Any, dtype: torch.dtype | None = None, **_: Any) -> Any:
-    return jnp.arange(*ends, dtype=None if dtype is None else _dtype(dtype))
+    values = jnp.arange(*ends)
+    return values if dtype is None else values.astype(_dtype(dtype))
 
 
 def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:

@@ -97,7 +97,7 @@ def fit(
         optimizer: makes an optimiser of a player's parameters.
         lr_schedule: makes a schedule of (optimiser, total steps), stepped after each step.
         clip: largest gradient norm.
-        device: "auto", "cpu", "cuda" or "cuda:1".
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"; model and objective stay there afterwards.
         precision: as Lightning Fabric takes it, such as "bf16-mixed".
         strategy: as Lightning Fabric takes it: "ddp" under ``torchrun``, "ddp_spawn" in a script.
         devices: processes of a node; each takes an equal share of every batch, with noise of its own.

@@ -74,9 +74,8 @@ def _weigh(
     # A value that was pushed through a transform follows from the draw that it came of.
     names = [name for name, site in drawn[0].items() if not isinstance(site["fn"], Pushed)]
     prior = sample_sites(model.particle_trace(model, share, None, context, rows))
-    defensive = set(names) == {k for k, site in prior.items() if not site["is_observed"]} - {
-        "x"
-    }  # else the guide cannot score what the prior draws
+    latents = {k for k, site in prior.items() if not site["is_observed"] and k != "x"}
+    defensive = set(names) == latents  # else the guide cannot score what the prior draws
     parts = [*drawn, *[prior] * defensive]
     values = {k: torch.cat([_wide(p[k], share, rows) for p in parts]) for k in names}
     count = share * len(parts)

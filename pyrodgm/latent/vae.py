@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -109,7 +110,7 @@ class VAE(Latent):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         x, context = self.check(x, context)
         with poutine.block():
-            z = poutine.trace(self.guide).get_trace(x, context).nodes["z"]["value"]
+            z: Any = poutine.trace(self.guide).get_trace(x, context).nodes["z"]["value"]
         self.prior.initialize(z, context if self.prior.context else None)
         self.likelihood.initialize(x, join_context(z, context))
 
