@@ -1,9 +1,17 @@
-"""Effective draws a second of MCMC engines on the same posteriors, in one run: ours and Pyro's NUTS.
+"""Effective draws a second of MCMC engines on the same posteriors, in one run.
 
-The figure is arviz's bulk ESS, the smallest over the parameters, a second of sampling, and a second of everything
-(tracing, compiling, warm-up, sampling). A row whose R-hat exceeds 1.05 is marked: its ESS means nothing.
+Ours (HMC, ChEES, NUTS) beside Pyro's NUTS, NumPyro's NUTS (vectorised chains, jitted) and blackjax's NUTS (vmap, jit),
+all in float32. The figure is arviz's bulk ESS, the smallest over the parameters, a second of sampling, and a second of
+everything (tracing, compiling, warm-up, sampling). A row whose R-hat exceeds 1.05 is marked: its ESS means nothing.
 
-    python benchmarks/mcmc.py --models "eight schools" radon --chains 1 64 --engines NUTS ChEES Pyro
+Each engine compiles anew, with no kernel left from the one before. Pyro's draws are sequential and slow: it makes one
+chain, with warm-up of its own length, and stops after ``--pyro-seconds`` of sampling.
+
+After each model the engines' posterior means are compared with those of the engine of the largest smallest ESS: the
+largest difference in Monte Carlo standard errors over all parameters, beside the bound that independent correct engines
+exceed once in a thousand comparisons of so many parameters.
+
+    python benchmarks/mcmc.py --models "eight schools" radon --chains 1 64 --engines NUTS ChEES NumPyro
 """
 
 from __future__ import annotations
@@ -13,12 +21,16 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext, suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from mcmc_models import MODELS, Model
+from pyro import poutine
+from scipy.stats import norm
+from torch._inductor.utils import fresh_cache
 
 import pyrodgm
 from pyrodgm.diagnostics.inference_data import arviz, many_chains
@@ -27,69 +39,131 @@ from pyrodgm.kernels import HMC, NUTS, ChEES, Kernel
 Found = tuple[dict[str, np.ndarray], float, float]  # draws by site, seconds of sampling, seconds in all
 
 
+class Score(NamedTuple):
+    """Of the parameters that count: smallest bulk ESS, largest R-hat, and of all parameters means and their errors."""
+
+    ess: float
+    rhat: float
+    mean: np.ndarray
+    error: np.ndarray
+
+
 def ours(make: Callable[[], Kernel]) -> Callable[..., Found]:
     def run(model: Model, chains: int, options: argparse.Namespace) -> Found:
-        torch._dynamo.reset()  # so that each engine pays for its own compiling
-        posterior = pyrodgm.mcmc(
-            model.program,
-            make(),
-            *model.args,
-            chains=chains,
-            warmup=options.warmup,
-            draws=options.draws,
-            seed=options.seed,
-            compile=not options.eager,
-            progress=False,
-        )
+        with nullcontext() if options.eager else fresh_cache():
+            posterior = pyrodgm.mcmc(
+                model.program,
+                make(),
+                *model.args,
+                chains=chains,
+                warmup=options.warmup,
+                draws=options.draws,
+                seed=options.seed,
+                compile=not options.eager,
+                progress=False,
+            )
         draws = {k: v.numpy() for k, v in posterior.samples.items()}
         return draws, posterior.timings["sampling_seconds"], posterior.timings["seconds"]
 
     return run
 
 
+class _Enough(Exception):  # noqa: N818
+    """Pyro's chain has had its time."""
+
+
 def pyro_nuts(model: Model, chains: int, options: argparse.Namespace) -> Found:
-    """Pyro runs chains one after another here: one is timed, and the rate does not grow with more on one core."""
+    """One chain: Pyro's chains run one after another in a process, so the rate is the same for more."""
     from pyro.infer import mcmc as reference
 
     pyro.set_rng_seed(options.seed)
+    kept: list[dict[str, torch.Tensor]] = []
     warm = [0.0]
 
     def hook(kernel: Any, samples: Any, stage: str, i: int) -> None:
         if stage.lower().startswith("warmup"):
             warm[0] = time.perf_counter()
+            return
+        kept.append({k: kernel.transforms[k].inv(v) if k in kernel.transforms else v for k, v in samples.items()})
+        if time.perf_counter() - warm[0] > options.pyro_seconds:
+            raise _Enough
 
     began = time.perf_counter()
-    draws, warmup = (options.draws, options.warmup) if not options.smoke else (20, 10)
-    sampler = reference.MCMC(reference.NUTS(model.program), draws, warmup, disable_progbar=True, hook_fn=hook)
-    sampler.run(*model.args)
+    kernel = reference.NUTS(model.program)
+    sampler = reference.MCMC(
+        kernel, options.draws, min(options.warmup, options.pyro_warmup), disable_progbar=True, hook_fn=hook
+    )
+    with suppress(_Enough):
+        sampler.run(*model.args)
     ended = time.perf_counter()
-    found = {k: v.numpy() for k, v in sampler.get_samples(group_by_chain=True).items()}
-    return found, ended - warm[0], ended - began
+    found = [_with_deterministic(model, draw) for draw in kept]
+    return {k: np.stack([d[k] for d in found])[None] for k in found[0]}, ended - warm[0], ended - began
+
+
+def _with_deterministic(model: Model, draw: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """A draw's latent sites, and what the program computes of them."""
+    with torch.no_grad():
+        trace = poutine.trace(poutine.condition(model.program, data=draw)).get_trace(*model.args)
+    fixed = {
+        k: s["value"] for k, s in trace.nodes.items() if s["type"] == "sample" and s["infer"].get("_deterministic")
+    }
+    return {k: v.numpy() for k, v in {**draw, **fixed}.items()}
+
+
+def in_jax(name: str) -> Callable[..., Found]:
+    def run(model: Model, chains: int, options: argparse.Namespace) -> Found:
+        import mcmc_numpyro
+
+        return getattr(mcmc_numpyro, name)(model, chains, options.warmup, options.draws, options.seed)
+
+    return run
 
 
 ENGINES: dict[str, Callable[..., Found]] = {
     "HMC": ours(HMC),
     "ChEES": ours(ChEES),
     "NUTS": ours(NUTS),
+    "NumPyro": in_jax("numpyro_nuts"),
+    "blackjax": in_jax("blackjax_nuts"),
     "Pyro": pyro_nuts,
 }
 
 
-def score(draws: dict[str, np.ndarray], sites: tuple[str, ...]) -> tuple[float, float]:
-    """Smallest bulk ESS and largest R-hat over the numbers of the sites that count."""
+def score(draws: dict[str, np.ndarray], sites: tuple[str, ...]) -> Score:
     az = arviz()
-    ess, rhat = [], []
+    ess, rhat, mean, error = [], [], [], []
     with many_chains(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numbers that do not vary have no R-hat
-        for name, values in draws.items():
+        for name in sorted(draws):
             if sites and name not in sites:
                 continue
-            flat = values.reshape(*values.shape[:2], -1).astype(np.float64)
+            flat = draws[name].reshape(*draws[name].shape[:2], -1).astype(np.float64)
             for i in range(flat.shape[-1]):
                 ess.append(float(az.ess(flat[..., i])))
                 halves = np.concatenate(np.array_split(flat[:, : flat.shape[1] // 2 * 2, i], 2, axis=1))
                 rhat.append(float(az.rhat(halves)))  # one chain too has two halves
-    return min(ess), float(np.nanmax(rhat))
+                mean.append(flat[..., i].mean())
+                error.append(float(az.mcse(flat[..., i])))
+    return Score(min(ess), float(np.nanmax(rhat)), np.array(mean), np.array(error))
+
+
+def compare_means(scores: dict[str, Score]) -> dict[str, float]:
+    """Of every engine the largest difference of a mean from the surest engine's, in Monte Carlo standard errors."""
+    surest = max(scores, key=lambda name: scores[name].ess if scores[name].rhat < 1.05 else 0)
+    b = scores[surest]
+    return {
+        name: float(np.max(np.abs(a.mean - b.mean) / np.sqrt(a.error**2 + b.error**2)))
+        for name, a in scores.items()
+        if name != surest
+    }
+
+
+def _prepare() -> None:
+    """What a process does once (libraries, the compilers' own start) is nobody's time."""
+    torch._inductor.compile(torch.fx.symbolic_trace(lambda x: (x + 1,)), [torch.ones(3)])(torch.ones(3))
+    import jax
+
+    jax.jit(lambda x: x + 1)(1.0)
 
 
 def main() -> None:
@@ -97,43 +171,67 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--chains", nargs="+", type=int, default=[1, 4, 64, 1024])
-    parser.add_argument("--warmup", type=int, default=500)
-    parser.add_argument("--draws", type=int, default=500)
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--pyro-warmup", type=int, default=200)
+    parser.add_argument("--pyro-seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="no compiling")
     parser.add_argument("--out", default=None, help="a file for the rows as JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few steps of two small models, to see that it runs")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.smoke:
         options.models, options.chains, options.eager = ["eight schools", "funnel"], [4], True
+        options.engines = [e for e in options.engines if e not in ("NumPyro", "blackjax")]
         options.warmup = options.draws = 30
+        options.pyro_warmup = 10
+    if {"NumPyro", "blackjax"} & set(options.engines):
+        _prepare()
     print(f"{'model':24s} {'chains':>6s} {'engine':8s} {'ESS':>9s} {'ESS/s':>10s} {'ESS/s in all':>13s} {'R-hat':>6s}")
     for name in options.models:
         model = MODELS[name]()
         for chains in options.chains:
+            scores: dict[str, Score] = {}
             for engine in options.engines:
                 if (engine == "Pyro" and chains != options.chains[0]) or (engine == "ChEES" and chains < 2):
                     continue
                 draws, sampling, total = ENGINES[engine](model, chains, options)
-                ess, rhat = score(draws, model.sites)
+                found = scores[engine] = score(draws, model.sites)
                 row = {
                     "model": name,
                     "chains": 1 if engine == "Pyro" else chains,
                     "engine": engine,
-                    "ess": ess,
-                    "ess_per_second": ess / sampling,
-                    "ess_per_second_in_all": ess / total,
-                    "rhat": rhat,
+                    "ess": found.ess,
+                    "ess_per_second": found.ess / sampling,
+                    "ess_per_second_in_all": found.ess / total,
+                    "seconds": sampling,
+                    "seconds_in_all": total,
+                    "rhat": found.rhat,
                 }
-                mark = "" if rhat < 1.05 else " not converged"
+                mark = "" if found.rhat < 1.05 else " not converged"
                 print(
-                    f"{name:24s} {row['chains']:6d} {engine:8s} {ess:9.0f} {ess / sampling:10.1f} "
-                    f"{ess / total:13.1f} {rhat:6.3f}{mark}",
+                    f"{name:24s} {row['chains']:6d} {engine:8s} {found.ess:9.0f} {found.ess / sampling:10.1f} "
+                    f"{found.ess / total:13.1f} {found.rhat:6.3f}{mark}",
                     flush=True,
                 )
-                if options.out:
-                    with open(options.out, "a") as file:
-                        file.write(json.dumps(row) + "\n")
+                _write(options.out, row)
+            count = len(next(iter(scores.values())).mean)
+            bound = float(norm.isf(0.0005 / count))
+            off = compare_means(scores)
+            print(f"means of {count} parameters, bound {bound:.1f} standard errors: {_listed(off)}", flush=True)
+            _write(options.out, {"model": name, "chains": chains, "means": off, "bound": bound, "parameters": count})
+
+
+def _listed(off: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in off.items())
+
+
+def _write(path: str | None, row: dict[str, Any]) -> None:
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

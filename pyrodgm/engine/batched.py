@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from pyrodgm.engine.surroundings import validation
 
@@ -36,47 +38,80 @@ class BatchedEnergy:
 
     def __init__(self, energy: Callable[[Tensor], Tensor], compile: bool = True, batched: bool = False) -> None:
         self.compile = compile
-        self._energy = energy if batched else torch.func.vmap(_alone(energy))
-        self._both = _summed(energy) if batched else torch.func.vmap(torch.func.grad_and_value(energy))
-        self._graphs: dict[Any, Callable[[Tensor], Any]] = {}
+        self._untraced = _Untraced(energy, batched)
+        self._graphs: dict[Any, Callable[..., Any]] = {}
         self._failed = False
 
+    @torch.no_grad()
     def __call__(self, positions: Tensor) -> Tensor:
         """(chains, *event) -> (chains,)."""
-        return self._run("energy", self._energy, positions)
+        return self.fused(_Untraced.__call__, positions)(positions)
 
+    @torch.no_grad()
     def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(chains, *event) -> (chains,), (chains, *event)."""
-        gradient, energy = self._run("both", self._both, positions)
-        return energy, gradient
+        return self.fused(_Untraced.energy_and_gradient, positions)(positions)
 
-    def _run(self, name: str, function: Callable[[Tensor], Any], positions: Tensor) -> Any:
-        key = name, positions.shape, positions.dtype
+    @torch.no_grad()
+    def eager(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``energy_and_gradient``, for the few calls that no graph is worth."""
+        return self._eager(_Untraced.energy_and_gradient)(positions)
+
+    def fused(self, function: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
+        """``function(potential, *tensors)`` as one graph for contiguous tensors of these shapes.
+
+        What a kernel does around a gradient then costs no operations of its own.
+
+        Args:
+            function: of tensors alone; its potential has ``energy_and_gradient``, like this one.
+        """
+        key = function, *[t.shape for t in tensors], *[t.dtype for t in tensors]
         graph = self._graphs.get(key)
-        with torch.no_grad():
-            if graph is None:
-                graph = self._graphs[key] = self._trace(function, positions)
-            return graph(positions)
+        if graph is None:
+            with torch.no_grad():
+                # copies: one tensor in two places would be traced as one argument
+                graph = self._graphs[key] = self._trace(function, [t.clone().contiguous() for t in tensors])
+        return graph
 
-    def _trace(self, function: Callable[[Tensor], Any], positions: Tensor) -> Callable[[Tensor], Any]:
-        def eager(x: Tensor) -> Any:
+    def _eager(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def eager(*tensors: Tensor) -> Any:
             with validation(False), _SoftCholesky():  # its checks read values, which no batched tensor has
-                return function(x)
+                return tree_map(Tensor.contiguous, function(self._untraced, *tensors))
 
+        return eager
+
+    def _trace(self, function: Callable[..., Any], tensors: list[Tensor]) -> Callable[..., Any]:
+        eager = self._eager(function)
         if self._failed:
             return eager
         try:
-            graph: Any = make_fx(eager)(positions)
+            graph: Any = make_fx(eager)(*tensors)
             if self.compile:
-                graph = torch.compile(graph, fullgraph=True, dynamic=False)
-            graph(positions)
+                # without torch.compile's guards, which cost more than a small model's energy: the key is the guard
+                graph = torch._inductor.compile(graph, list[Any](tensors))
+            graph(*tensors)
         except Exception as error:  # tracing runs arbitrary code of the program: whatever it raises means eager
-            eager(positions)  # a program that is wrong raises here, as itself
+            eager(*tensors)  # a program that is wrong raises here, as itself
             self._failed = True
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}"
             warnings.warn(f"tracing the energy fell back to eager: {reason}", stacklevel=2)
             return eager
         return graph
+
+
+class _Untraced:
+    """The potential as it stands inside a graph."""
+
+    def __init__(self, energy: Callable[[Tensor], Tensor], batched: bool) -> None:
+        self._energy = energy if batched else torch.func.vmap(_alone(energy))
+        self._both = _summed(energy) if batched else torch.func.vmap(torch.func.grad_and_value(energy))
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        return self._energy(positions)
+
+    def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, energy = self._both(positions)
+        return energy, gradient
 
 
 def _alone(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -85,7 +85,7 @@ class ProgramTarget(Target):
         return 4 * torch.rand(shape, generator=generator, dtype=self.dtype, device=self.device) - 2
 
     def _finite(self, x: Tensor) -> Tensor:
-        energy, gradient = self.potential.energy_and_gradient(x)
+        energy, gradient = self.potential.eager(x)
         return energy.isfinite() & gradient.isfinite().all(-1)
 
     def _given(self, chains: int, initial: Any) -> Tensor:

@@ -126,19 +126,15 @@ class StepAndMetricTuner(Tuner):
         state: of the chains.
         steps: of warm-up.
         generator: of the momenta that the first step size is tried with.
-        harmonic: average acceptance over the chains harmonically, so that chains that stick weigh most.
+
+    The acceptance is averaged over the chains harmonically, so that chains that stick weigh most: by the plain mean a
+    few that start far out, where the step is too long for them, would never leave.
+
     Source: Hoffman and Gelman (2014); the harmonic mean: Hoffman et al. (2021), section 3.1.
     """
 
-    def __init__(
-        self,
-        kernel: Hamiltonian,
-        state: State,
-        steps: int,
-        generator: torch.Generator | None = None,
-        harmonic: bool = False,
-    ) -> None:
-        self._base, self._generator, self._harmonic = kernel, generator, harmonic
+    def __init__(self, kernel: Hamiltonian, state: State, steps: int, generator: torch.Generator | None = None) -> None:
+        self._base, self._generator = kernel, generator
         self._steps, self._done = steps, 0
         self._start, self._ends = windows(steps, len(state.positions))
         self.metric = kernel.metric
@@ -155,7 +151,7 @@ class StepAndMetricTuner(Tuner):
 
     def update(self, before: State, after: State, info: Info) -> None:
         self._done += 1
-        self._averaging.update(_mean(info.accept_prob, self._harmonic))
+        self._averaging.update(_mean(info.accept_prob))
         if self._ends and self._start < self._done <= self._ends[-1]:
             self._moments.add(after.positions)
         if self._done in self._ends and self._moments.count > 1:
@@ -166,8 +162,6 @@ class StepAndMetricTuner(Tuner):
         self.kernel = self._build(self._averaging.average if last else self._averaging.step_size)
 
 
-def _mean(accept_prob: Tensor, harmonic: bool) -> float:
-    if harmonic:
-        # the floor keeps one stuck chain in a thousand from halting them all
-        return 1 / accept_prob.clamp(min=1e-2).reciprocal().mean().item()
-    return accept_prob.mean().item()
+def _mean(accept_prob: Tensor) -> float:
+    # the floor keeps one stuck chain in a thousand from halting them all
+    return 1 / accept_prob.clamp(min=1e-2).reciprocal().mean().item()

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from pyrodgm.kernels.adaptation import StepAndMetricTuner
 from pyrodgm.kernels.base import Info, Kernel, Potential, State
-from pyrodgm.kernels.hamiltonian import acceptance_of_one_step, halton, move
+from pyrodgm.kernels.hamiltonian import acceptance_of_one_step, at_rest, halton, move
 from pyrodgm.kernels.hmc import check_settings
-from pyrodgm.kernels.langevin import energy_and_gradient
 from pyrodgm.kernels.metric import Diagonal, Metric
 
 __all__ = ["ChEES", "chees_gradient"]
@@ -103,7 +102,7 @@ class ChEES(Kernel):
         self.metric = Diagonal() if metric is None else metric
 
     def init(self, potential: Potential, positions: Tensor) -> State:
-        return State(positions.detach(), potential, *energy_and_gradient(potential, positions))
+        return at_rest(potential, positions, self.metric)
 
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         length = self.step_size if self.length is None else self.length
@@ -144,7 +143,7 @@ class ChEESTuner(StepAndMetricTuner):
         self._chees = kernel
         self._length = self._average = kernel.length
         self._second, self._updates = 0.0, 0
-        super().__init__(kernel, state, steps, generator, harmonic=True)
+        super().__init__(kernel, state, steps, generator)
 
     def _build(self, step_size: float) -> ChEES:
         if self._length is None:

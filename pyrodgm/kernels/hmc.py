@@ -8,8 +8,7 @@ import torch
 
 from pyrodgm.kernels.adaptation import StepAndMetricTuner
 from pyrodgm.kernels.base import Info, Kernel, Potential, State
-from pyrodgm.kernels.hamiltonian import acceptance_of_one_step, halton, move
-from pyrodgm.kernels.langevin import energy_and_gradient
+from pyrodgm.kernels.hamiltonian import acceptance_of_one_step, at_rest, halton, move
 from pyrodgm.kernels.metric import Diagonal, Metric
 
 __all__ = ["HMC"]
@@ -31,7 +30,7 @@ class HMC(Kernel):
             isotropic Gaussian to an independent point.
         step_size: :math:`\epsilon`, where warm-up starts.
         metric: kind of mass matrix, :class:`Diagonal` or :class:`Dense`, and where warm-up starts.
-        target: acceptance probability that warm-up aims at.
+        target: acceptance probability that warm-up aims at, a harmonic mean over the chains.
         jitter: vary the length; False keeps it at T.
         max_steps: L is at most so many.
     Shapes: positions (chains, *event).
@@ -51,7 +50,7 @@ class HMC(Kernel):
         length: float = math.pi / 2,
         step_size: float = 0.1,
         metric: Metric | None = None,
-        target: float = 0.8,
+        target: float = 0.651,
         jitter: bool = True,
         max_steps: int = 1000,
     ) -> None:
@@ -65,7 +64,7 @@ class HMC(Kernel):
         self.jitter, self.max_steps = jitter, max_steps
 
     def init(self, potential: Potential, positions: torch.Tensor) -> State:
-        return State(positions.detach(), potential, *energy_and_gradient(potential, positions))
+        return at_rest(potential, positions, self.metric)
 
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         length = 2 * self.length * halton(state.moves + 1) if self.jitter else self.length

@@ -7,7 +7,19 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Diagonal", "Metric", "Moments"]
+__all__ = ["Dense", "Diagonal", "Metric", "Moments", "kinetic", "velocity"]
+
+
+def velocity(inverse_mass: Tensor, momentum: Tensor) -> Tensor:
+    r""":math:`M^{-1} p` of a diagonal (*event) or a matrix (D, D): (chains, *event) -> (chains, *event)."""
+    if inverse_mass.shape == momentum.shape[1:]:
+        return momentum * inverse_mass
+    return (momentum.reshape(-1, len(inverse_mass)) @ inverse_mass).reshape(momentum.shape)
+
+
+def kinetic(inverse_mass: Tensor, momentum: Tensor) -> Tensor:
+    r""":math:`p^\top M^{-1} p / 2`, (chains, *event) -> (chains,)."""
+    return (momentum * velocity(inverse_mass, momentum)).flatten(1).sum(-1) / 2
 
 
 class Moments:
@@ -73,8 +85,8 @@ class Metric(ABC):
         """p ~ N(0, M) for each chain, like positions (chains, *event)."""
 
     @abstractmethod
-    def velocity(self, momentum: Tensor) -> Tensor:
-        r""":math:`M^{-1} p`, (..., *event) -> (..., *event)."""
+    def inverse(self, positions: Tensor) -> Tensor:
+        """``inverse_mass`` as a tensor, that of the identity too, for positions (chains, *event)."""
 
     @abstractmethod
     def weigh(self, positions: Tensor) -> Tensor:
@@ -88,9 +100,13 @@ class Metric(ABC):
     def fitted(self, covariance: Tensor, like: Tensor) -> Metric:
         """This kind of metric with another inverse mass, on the dtype and device of ``like``."""
 
+    def velocity(self, momentum: Tensor) -> Tensor:
+        r""":math:`M^{-1} p`, (chains, *event) -> (chains, *event)."""
+        return velocity(self.inverse(momentum), momentum)
+
     def kinetic(self, momentum: Tensor) -> Tensor:
         r""":math:`p^\top M^{-1} p / 2`, (chains, *event) -> (chains,)."""
-        return (momentum * self.velocity(momentum)).flatten(1).sum(-1) / 2
+        return kinetic(self.inverse(momentum), momentum)
 
     def estimated(self, moments: Moments, like: Tensor) -> Metric:
         r"""The metric of pooled draws, shrunk as Stan does.
@@ -130,8 +146,10 @@ class Diagonal(Metric):
         noise = torch.randn(positions.shape, generator=generator, dtype=positions.dtype, device=positions.device)
         return noise if self._scale is None else noise * self._scale
 
-    def velocity(self, momentum: Tensor) -> Tensor:
-        return momentum if self.inverse_mass is None else momentum * self.inverse_mass
+    def inverse(self, positions: Tensor) -> Tensor:
+        if self.inverse_mass is None:
+            return torch.ones_like(positions[0])
+        return self.inverse_mass.expand(positions.shape[1:]).contiguous()
 
     def weigh(self, positions: Tensor) -> Tensor:
         return positions if self.inverse_mass is None else positions / self.inverse_mass
@@ -185,10 +203,11 @@ class Dense(Metric):
                 "pass Dense() and let warm-up find it"
             )
 
-    def velocity(self, momentum: Tensor) -> Tensor:
+    def inverse(self, positions: Tensor) -> Tensor:
         if self.inverse_mass is None:
-            return momentum
-        return (momentum.reshape(-1, len(self.inverse_mass)) @ self.inverse_mass).reshape(momentum.shape)
+            return torch.eye(positions[0].numel(), dtype=positions.dtype, device=positions.device)
+        self._check(positions)
+        return self.inverse_mass
 
     def weigh(self, positions: Tensor) -> Tensor:
         if self._factor is None:

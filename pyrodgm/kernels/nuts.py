@@ -9,10 +9,9 @@ from torch import Tensor
 
 from pyrodgm.kernels.adaptation import StepAndMetricTuner
 from pyrodgm.kernels.base import Info, Kernel, Potential, State
-from pyrodgm.kernels.hamiltonian import DIVERGENCE, acceptance_of_one_step
+from pyrodgm.kernels.hamiltonian import DIVERGENCE, acceptance_of_one_step, at_rest, fused, leapfrog_step
 from pyrodgm.kernels.hmc import check_settings
-from pyrodgm.kernels.langevin import energy_and_gradient
-from pyrodgm.kernels.metric import Diagonal, Metric
+from pyrodgm.kernels.metric import Diagonal, Metric, kinetic, velocity
 
 __all__ = ["NUTS"]
 
@@ -38,8 +37,12 @@ class _Draw(NamedTuple):
 
 def _where(condition: Tensor, new: Any, old: Any) -> Any:
     """Field by field, chain by chain: new where the condition (chains,) holds."""
-    wide = condition.reshape(-1, *[1] * (new[0].dim() - 1))
+    wide = _wide(condition, new[0])
     return type(old)(*(torch.where(condition if n.dim() == 1 else wide, n, o) for n, o in zip(new, old, strict=True)))
+
+
+def _wide(condition: Tensor, like: Tensor) -> Tensor:
+    return condition.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class NUTS(Kernel):
     Args:
         step_size: :math:`\epsilon`, where warm-up starts.
         metric: kind of mass matrix, :class:`Diagonal` or :class:`Dense`, and where warm-up starts.
-        target: mean acceptance over a trajectory that warm-up aims at.
+        target: mean acceptance over a trajectory that warm-up aims at, a harmonic mean over the chains.
         max_depth: doublings at most.
     Shapes: positions (chains, *event).
     Raises: ValueError if step_size is not positive, target is not inside (0, 1), or max_depth < 1.
@@ -86,7 +89,7 @@ class NUTS(Kernel):
         self.metric = Diagonal() if metric is None else metric
 
     def init(self, potential: Potential, positions: Tensor) -> State:
-        return State(positions.detach(), potential, *energy_and_gradient(potential, positions))
+        return at_rest(potential, positions, self.metric)
 
     @torch.no_grad()
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
@@ -134,9 +137,9 @@ class _Tree:
     """
 
     def __init__(self, kernel: NUTS, potential: Potential, start: _Point, generator: torch.Generator | None) -> None:
-        self.metric, self.step_size = kernel.metric, kernel.step_size
+        self.inverse_mass, self.step_size = kernel.metric.inverse(start.x), kernel.step_size
         self.potential, self.generator = potential, generator
-        self.start_energy = start.energy + self.metric.kinetic(start.p)
+        self.start_energy = start.energy + kinetic(self.inverse_mass, start.p)
         self.left = self.right = start
         self.momentum_sum = start.p
         zero = torch.zeros_like(start.energy)
@@ -145,78 +148,125 @@ class _Tree:
         self.diverging = torch.zeros_like(self.going)
         self.accepted, self.steps = zero, zero.long()
         self.depth = self.steps
+        self._bound: dict[Any, Any] = {}
 
     def _uniform(self, *lead: int) -> Tensor:
         energy = self.start_energy
         return torch.rand((*lead, len(energy)), generator=self.generator, dtype=energy.dtype, device=energy.device)
 
-    def _turned(self, left: Tensor, right: Tensor, momentum_sum: Tensor) -> Tensor:
-        middle = momentum_sum - (left + right) / 2
-        velocity = self.metric.velocity(middle)
-        return (_dot(left, velocity) <= 0) | (_dot(right, velocity) <= 0)
-
-    def _leapfrog(self, z: _Point, signed: Tensor) -> _Point:
-        """One step of ``signed`` (chains, 1, ...) times the step size."""
-        p = z.p - signed / 2 * z.gradient
-        x = z.x + signed * self.metric.velocity(p)
-        energy, gradient = energy_and_gradient(self.potential, x)
-        return _Point(x, p - signed / 2 * gradient, energy, gradient)
-
     def double(self, depth: int) -> None:
         """Grow every going chain by a subtree of 2^depth points at a random end."""
-        forward, takes = self._uniform() < 0.5, self._uniform()
-        uniform = self._uniform(2**depth)
-        sub = _where(forward, self.right, self.left)
-        wide = forward.reshape(-1, *[1] * (sub.x.dim() - 1))
-        signed = self.step_size * (2 * wide.to(sub.x.dtype) - 1)
-        growing, complete = self.going, self.going
-        momentum_sum = torch.zeros_like(sub.p)
-        empty = torch.full_like(sub.energy, -torch.inf)
-        draw = self.draw._replace(log_weight=empty)
+        forward, takes, uniform = self._uniform() < 0.5, self._uniform(), self._uniform(2**depth)
+        z = _where(forward, self.right, self.left)
+        signed = self.step_size * (2 * _wide(forward, z.x).to(z.x.dtype) - 1)
+        growing, momentum_sum = self.going, torch.zeros_like(z.p)
+        draw = self.draw._replace(log_weight=torch.full_like(z.energy, -torch.inf))
         momenta: dict[int, tuple[Tensor, Tensor]] = {}  # left ends of open subtrees: p, and the sum up to it
         for leaf in range(2**depth):
-            new = self._leapfrog(sub, signed)
-            hamiltonian = new.energy + self.metric.kinetic(new.p)
-            log_weight = (self.start_energy - hamiltonian).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
-            diverging = growing & (log_weight < -DIVERGENCE)
-            self.steps = self.steps + growing.long()
-            self.accepted = self.accepted + torch.where(growing, log_weight.clamp(max=0).exp(), 0.0)
-            total = torch.logaddexp(draw.log_weight, log_weight)
-            taken = growing & (uniform[leaf] < (log_weight - total).exp())
-            candidate = _Draw(new.x, new.energy, new.gradient, hamiltonian, total)
-            draw = _where(taken, candidate, draw)._replace(log_weight=torch.where(growing, total, draw.log_weight))
-            sub = _where(growing, new, sub)
-            momentum_sum = momentum_sum + new.p
-            turned = torch.zeros_like(growing)
+            z = _Point(*self._fused(leapfrog_step, z.x, z.p, z.gradient, signed, self.inverse_mass))
+            tallies = (self.steps, self.accepted, self.diverging)
+            given = (growing, uniform[leaf], self.start_energy, momentum_sum, self.inverse_mass, *z, *draw, *tallies)
+            growing, momentum_sum, self.steps, self.accepted, self.diverging, *new = self._fused(_take_in, *given)
+            draw = _Draw(*new)
             first, last = _open_subtrees(leaf)
             if leaf % 2 == 0:
-                momenta[last] = new.p, momentum_sum
-            else:
-                for i in range(last, first - 1, -1):
-                    p, up_to = momenta[i]
-                    turned = turned | self._turned(p, new.p, momentum_sum - up_to + p)
-            self.diverging = self.diverging | diverging
-            complete = complete & ~(growing & (turned | diverging))
-            growing = growing & ~turned & ~diverging
+                momenta[last] = z.p, momentum_sum
+                continue
+            for i in range(last, first - 1, -1):
+                growing = self._fused(_unless_turned, growing, *momenta[i], z.p, momentum_sum, self.inverse_mass)
             if leaf + 1 < 2**depth and not bool(growing.any()):
                 break
-        self._join(forward, takes, sub, draw, momentum_sum, complete)
+        self.depth = self.depth + self.going.long()
+        self._join(forward, takes, z, draw, momentum_sum, growing)
+
+    def _fused(self, function: Any, *tensors: Tensor) -> Any:
+        """``function`` of these tensors, whose shapes are the same wherever a tree calls it."""
+        bound = self._bound.get(function)
+        if bound is None:
+            bound = self._bound[function] = fused(self.potential, function, *tensors)
+        return bound(*tensors)
 
     def _join(
-        self, forward: Tensor, takes: Tensor, sub: _Point, draw: _Draw, momentum_sum: Tensor, complete: Tensor
+        self, forward: Tensor, takes: Tensor, end: _Point, draw: _Draw, momentum_sum: Tensor, complete: Tensor
     ) -> None:
         """Add the whole subtrees to the trajectories; chains whose subtree was cut off are done."""
-        taken = complete & (takes < (draw.log_weight - self.draw.log_weight).exp())
-        total = torch.logaddexp(self.draw.log_weight, draw.log_weight)
-        self.draw = _where(taken, draw, self.draw)._replace(
-            log_weight=torch.where(complete, total, self.draw.log_weight)
+        given = (forward, takes, momentum_sum, complete, self.inverse_mass, *end, *draw)
+        self.going, self.momentum_sum, *rest = self._fused(
+            _joined, *given, *self.left, *self.right, *self.draw, self.momentum_sum
         )
-        self.right = _where(complete & forward, sub, self.right)
-        self.left = _where(complete & ~forward, sub, self.left)
-        wide = complete.reshape(-1, *[1] * (sub.x.dim() - 1))
-        self.momentum_sum = torch.where(wide, self.momentum_sum + momentum_sum, self.momentum_sum)
-        self.depth = self.depth + self.going.long()
-        self.going = complete & ~self._turned(self.left.p, self.right.p, self.momentum_sum)
+        self.left, self.right, self.draw = _Point(*rest[:4]), _Point(*rest[4:8]), _Draw(*rest[8:])
+
+
+def _joined(
+    _: Any,
+    forward: Tensor,
+    takes: Tensor,
+    momentum_sum: Tensor,
+    complete: Tensor,
+    inverse_mass: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, ...]:
+    """The trajectories with their new subtrees.
+
+    Args:
+        rest: outer :class:`_Point` and :class:`_Draw` of the subtree; left, right, :class:`_Draw` and sum of the
+            momenta of the trajectory.
+    Returns: chains that go on, sum of the momenta, and the fields of left, right, draw.
+    """
+    end, left, right = _Point(*rest[:4]), _Point(*rest[9:13]), _Point(*rest[13:17])
+    sub, draw = _Draw(*rest[4:9]), _Draw(*rest[17:22])
+    taken = complete & (takes < (sub.log_weight - draw.log_weight).exp())
+    total = torch.where(complete, torch.logaddexp(draw.log_weight, sub.log_weight), draw.log_weight)
+    draw = _where(taken, sub, draw)
+    right, left = _where(complete & forward, end, right), _where(complete & ~forward, end, left)
+    momentum_sum = torch.where(_wide(complete, end.x), rest[22] + momentum_sum, rest[22])
+    going = complete & ~_turned(left.p, right.p, momentum_sum, inverse_mass)
+    return going, momentum_sum, *left, *right, *draw[:4], total
+
+
+def _turned(left: Tensor, right: Tensor, momentum_sum: Tensor, inverse_mass: Tensor) -> Tensor:
+    v = velocity(inverse_mass, momentum_sum - (left + right) / 2)
+    return (_dot(left, v) <= 0) | (_dot(right, v) <= 0)
+
+
+def _unless_turned(
+    _: Any, growing: Tensor, left: Tensor, up_to_left: Tensor, right: Tensor, up_to_right: Tensor, inverse_mass: Tensor
+) -> Tensor:
+    """Chains that grow on after a subtree between two ends, given the sums of the momenta up to either."""
+    return growing & ~_turned(left, right, up_to_right - up_to_left + left, inverse_mass)
+
+
+def _take_in(
+    _: Any,
+    growing: Tensor,
+    uniform: Tensor,
+    start_energy: Tensor,
+    momentum_sum: Tensor,
+    inverse_mass: Tensor,
+    *rest: Tensor,
+) -> tuple[Tensor, ...]:
+    """A new leaf of every chain: its weight, whether it is drawn, what is counted.
+
+    Args:
+        rest: the leaf's :class:`_Point`, the subtree's :class:`_Draw`, steps, accepted, diverging.
+    Returns: chains that grow on, sum of the momenta, steps, accepted, diverging, and the fields of the draw.
+    """
+    new, draw, (steps, accepted, diverging) = _Point(*rest[:4]), _Draw(*rest[4:9]), rest[9:]
+    hamiltonian = new.energy + kinetic(inverse_mass, new.p)
+    log_weight = (start_energy - hamiltonian).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    left_surface = growing & (log_weight < -DIVERGENCE)
+    total = torch.logaddexp(draw.log_weight, log_weight)
+    taken = growing & (uniform < (log_weight - total).exp())
+    chosen = _where(taken, _Draw(new.x, new.energy, new.gradient, hamiltonian, total), draw)
+    return (
+        growing & ~left_surface,
+        momentum_sum + new.p,
+        steps + growing.long(),
+        accepted + torch.where(growing, log_weight.clamp(max=0).exp(), 0.0),
+        diverging | left_surface,
+        *chosen[:4],
+        torch.where(growing, total, draw.log_weight),
+    )
 
 
 def _open_subtrees(leaf: int) -> tuple[int, int]:

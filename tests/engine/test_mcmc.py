@@ -28,6 +28,7 @@ from pyrodgm.engine import unconstrained
 from pyrodgm.engine.batched import BatchedEnergy
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
 from pyrodgm.kernels import HMC, MALA, NUTS, BlockGibbs, ChEES, RandomWalk
+from pyrodgm.kernels.hamiltonian import leapfrog_step
 
 matplotlib.use("Agg")
 D = torch.float64
@@ -465,3 +466,31 @@ def test_biject_to_is_the_change_of_variables() -> None:
     z = biject_to(dist.Gamma(1.0, 1.0).support)(u)
     expected = 2.5 * z.log() - 1.5 * z + 2.5 * math.log(1.5) - math.lgamma(2.5)  # density of log z
     torch.testing.assert_close(-UnconstrainedProgram(program)(u), expected[0])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_kernels_fuse_is_what_they_compute(compile: bool) -> None:
+    """Whole leapfrog steps in one graph, also where one tensor stands in two places when it is traced."""
+    energy = BatchedEnergy(UnconstrainedProgram(conjugate, (Y,)), compile)
+    x, p = torch.randn(2, 5, 2, dtype=D)
+    size, mass = torch.full((5, 1), 0.1, dtype=D), t(0.5, 2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # inductor's own
+        step = energy.fused(leapfrog_step, x, x, x, size, mass)
+        found = step(x, p, energy.eager(x)[1], size, mass)
+    leaf = x.clone().requires_grad_()
+    program = UnconstrainedProgram(conjugate, (Y,))
+    (gradient,) = torch.autograd.grad(sum(program(row) for row in leaf), leaf)
+    half = p - 0.05 * gradient
+    end = (x + 0.1 * mass * half).requires_grad_()
+    energies = torch.stack([program(row) for row in end])
+    (gradient,) = torch.autograd.grad(energies.sum(), end)
+    for a, b in zip(found, (end, half - 0.05 * gradient, energies, gradient), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS()], ids=lambda k: type(k).__name__)
+def test_compiled_kernels_find_the_posterior(kernel: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        check_conjugate(kernel, compile=True)
