@@ -11,6 +11,7 @@ from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
 from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.gap import Gap, Offsets, energy_gap
 from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
@@ -19,6 +20,7 @@ from pyrodgm.kernels.gibbs import BlockGibbs
 __all__ = ["DeepBoltzmannMachine"]
 
 _MOST_ODD = 14  # units of the odd layers, summed out for every row
+_BASE_ROWS = 2000  # whose hidden units set the base of AIS; more would only cost time
 _CLAMPED_SWEEPS = 10  # from a mean-field posterior to p(h | x), where that cannot be enumerated
 
 
@@ -108,19 +110,23 @@ class DeepBoltzmannMachine(Energy):
 
     def joined(self, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As an RBM with the even layers visible and the odd ones hidden: W (O, E), b (*B, E), c (*B, O)."""
+        biases = self._layers(context)
+        return self._join(list(self.weights)), torch.cat(biases[::2], -1), torch.cat(biases[1::2], -1)
+
+    def _join(self, weights: list[Tensor]) -> Tensor:
+        """One matrix between odd and even layers, zero where there is no link: (O, E)."""
         rows = []
         for odd in range(1, len(self.sizes), 2):
             blocks = []
             for even in range(0, len(self.sizes), 2):
                 if even == odd - 1:
-                    blocks.append(self.weights[odd - 1])
+                    blocks.append(weights[odd - 1])
                 elif even == odd + 1:
-                    blocks.append(self.weights[odd].t())
+                    blocks.append(weights[odd].t())
                 else:
-                    blocks.append(self.weights[0].new_zeros(self.sizes[odd], self.sizes[even]))
+                    blocks.append(weights[0].new_zeros(self.sizes[odd], self.sizes[even]))
             rows.append(torch.cat(blocks, 1))
-        biases = self._layers(context)
-        return torch.cat(rows), torch.cat(biases[::2], -1), torch.cat(biases[1::2], -1)
+        return torch.cat(rows)
 
     def joint_energy(self, x: Tensor, h: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
         """E(x, h) of h_1 to h_L, or its mean over independent units of these means: (*B, V), [(*B, H_l)] -> (*B,)."""
@@ -142,6 +148,25 @@ class DeepBoltzmannMachine(Energy):
         """E of the even layers side by side, the odd ones summed out: (*B, E) -> (*B,)."""
         weight, b, c = self.joined(context)
         return -(s * b).sum(-1) - softplus(linear(s, weight) + c).sum(-1)
+
+    def mean_field_gap(self, x: Tensor, mu: Sequence[Tensor], negatives: Tensor, offsets: Offsets | None = None) -> Gap:
+        """Mean energy of rows and means of their hidden units less that of negatives, the odd layers of which are out.
+
+        :meth:`joint_energy` less :meth:`even_energy`, with the gradient of :func:`pyrodgm.energy.gap.energy_gap`; for
+        machines without context.
+
+        Shapes: x (N, V), mu [(N, H_l)], negatives (M, E) -> ().
+        """
+        even, odd = torch.cat((x, *mu[1::2]), -1), torch.cat(list(mu[::2]), -1)
+        linked = None
+        if offsets is not None and len(self.sizes) > 3:  # the centred gradient must not make links between far layers
+            linked = self._join([torch.ones_like(w) for w in self.weights])
+        return energy_gap(*self.joined(), even, negatives, posterior=odd, offsets=offsets, linked=linked)
+
+    def offsets(self) -> Offsets:
+        """The means of even and odd layers as the biases alone have them: where centring starts."""
+        _, b, c = self.joined()
+        return Offsets(b.detach().sigmoid(), c.detach().sigmoid())
 
     def _odd_logits(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """-E of every state of the odd layers, the even hidden ones summed out, without b_0 x: (*B, 2^O), (2^O, O)."""
@@ -201,13 +226,14 @@ class DeepBoltzmannMachine(Energy):
         """
         x, context = self.check(x, context)
         biases = self._layers(context)
-        mu = [x]
+        mu, from_x = [x], linear(x, self.weights[0])  # the same at every step
         for i, weight in enumerate(self.weights):
             twice = 1 + (i + 1 < len(self.weights))
-            mu.append((twice * linear(mu[-1], weight) + biases[i + 1]).sigmoid())
+            mu.append((twice * (linear(mu[-1], weight) if i else from_x) + biases[i + 1]).sigmoid())
         for _ in range(steps):
             for layer in (*range(2, len(mu), 2), *range(1, len(mu), 2)):
-                inputs = linear(mu[layer - 1], self.weights[layer - 1]) + biases[layer]
+                below = linear(mu[layer - 1], self.weights[layer - 1]) if layer > 1 else from_x
+                inputs = below + biases[layer]
                 if layer + 1 < len(mu):
                     inputs = inputs + mu[layer + 1] @ self.weights[layer]
                 mu[layer] = inputs.sigmoid()
@@ -260,7 +286,7 @@ class DeepBoltzmannMachine(Energy):
             method: ``"exact"`` (at most 25 units in the even or in the odd layers), ``"ais"`` or ``"reverse"``.
             context: one vector (C,), for a conditional model.
             chains, temperatures, seed: of AIS.
-            data: rows (N, V) whose frequencies set the visible part of the base.
+            data: rows (N, V) whose frequencies, and those of their mean-field posteriors, set the base.
             samples: for ``"reverse"``, draws (M, V) of the model.
         Shapes: returns (), ().
         Source: Salakhutdinov and Hinton (2009), section 3.2.
@@ -271,11 +297,18 @@ class DeepBoltzmannMachine(Energy):
         weight, b, c = self.joined(context)
         base = b.detach().double().clone()
         if data is not None:
-            base[: self.sizes[0]] = self.units.location(self.check(data, context)[0].double())
+            base = self._base(data, context).double()
         if samples is not None:
             each = None if context is None else context.expand(len(samples), -1)
             samples = self.draw_even(samples, each)
         return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, seed)
+
+    def _base(self, data: Tensor, context: Tensor | None) -> Tensor:
+        """Locations of independent even layers as the rows have them: (N, V) -> (E,)."""
+        data, context = self.check(data, context)
+        some = data[:_BASE_ROWS]
+        mu = self.mean_field(some, None if context is None else context.expand(len(some), -1))
+        return torch.cat([self.units.location(layer) for layer in (data, *mu[1::2])])
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
         r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, V) -> (*B,); see :meth:`RBM.log_prob`."""

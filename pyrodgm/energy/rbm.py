@@ -10,6 +10,7 @@ from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
 from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.gap import Gap, Offsets, energy_gap
 from pyrodgm.energy.normalised import normalised_log_prob
 from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
@@ -83,6 +84,25 @@ class RBM(Energy):
         b, c = self._biases(context)
         t = self.units.statistic(v)
         return -(t * b).sum(-1) - (h * (linear(t, self.weight) + c)).sum(-1) - self.units.carrier(v)
+
+    def energy_gap(self, x: Tensor, negatives: Tensor, offsets: Offsets | None = None) -> Gap:
+        """Mean energy of rows (N, V) less that of negatives (M, V), see :func:`pyrodgm.energy.gap.energy_gap`.
+
+        For machines without context; with ``offsets`` its gradient is the centred one.
+        """
+        t, s = self.units.statistic(x), self.units.statistic(negatives)
+        gap = energy_gap(self.weight, self.visible_bias, self.hidden_bias, t, s, offsets=offsets)
+        carriers = self.units.carrier(x), self.units.carrier(negatives)
+        if isinstance(carriers[0], Tensor) and isinstance(carriers[1], Tensor):
+            gap = gap._replace(value=gap.value - carriers[0].mean() + carriers[1].mean())
+        return gap
+
+    def offsets(self) -> Offsets:
+        """The means of all units as the biases alone have them: where centring starts."""
+        b = self.visible_bias.detach().requires_grad_()
+        with torch.enable_grad():  # E T = A'(b)
+            (visible,) = torch.autograd.grad(self.units.log_partition(b).sum(), b)
+        return Offsets(visible.detach(), self.hidden_bias.detach().sigmoid())
 
     def potential(self, context: Tensor | None = None) -> RBMConditionals:
         """The conditionals that the kernel samples from, for chains (chains, V) with contexts (chains, C)."""

@@ -10,6 +10,7 @@ from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
 from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.gap import Gap, Offsets, energy_gap
 from pyrodgm.energy.normalised import normalised_log_prob
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
@@ -69,6 +70,16 @@ class TwinRBM(Energy):
         total = self._total(x)
         hidden = softplus(linear(total, self.weight) + self.hidden_bias).sum(-1)
         return -(total * self.visible_bias).sum(-1) - self.hidden_copies * hidden
+
+    def energy_gap(self, x: Tensor, negatives: Tensor, offsets: Offsets | None = None) -> Gap:
+        """Mean energy of rows (N, A V) less that of negatives (M, A V), see :meth:`RBM.energy_gap`."""
+        tied = self.weight, self.visible_bias, self.hidden_bias
+        copies = self.visible_copies, self.hidden_copies
+        return energy_gap(*tied, self._total(x), self._total(negatives), copies=copies, offsets=offsets)
+
+    def offsets(self) -> Offsets:
+        """The means of all units as the biases alone have them: where centring starts."""
+        return Offsets(self.visible_bias.detach().sigmoid(), self.hidden_bias.detach().sigmoid())
 
     def potential(self, context: Tensor | None = None) -> RBMConditionals:
         """The conditionals of all copies, for chains (chains, A V)."""

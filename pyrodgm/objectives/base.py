@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from pyrodgm.core import GenerativeModel
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "fusable"]
 
 
 class Objective(nn.Module):
@@ -61,12 +61,13 @@ class Objective(nn.Module):
 
     def optimizer(self, player: str, parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
         """The optimiser that ``fit`` uses where none is given: fused Adam."""
-        return torch.optim.Adam(parameters, lr=lr, fused=_fusable(parameters))
+        return torch.optim.Adam(parameters, lr=lr, fused=fusable(parameters))
 
     @abstractmethod
     def check(self, model: GenerativeModel) -> None:
         """Raise TypeError if the model's family cannot answer this objective."""
 
 
-def _fusable(parameters: list[Parameter]) -> bool:
+def fusable(parameters: list[Parameter]) -> bool:
+    """Whether torch's fused optimisers take these parameters."""
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
