@@ -2,6 +2,7 @@
 
 from pyrodgm.data.files import load_file
 from pyrodgm.data.sets import DataSet, data_sets, load, split_rows
+from pyrodgm.data.text import Vocabulary, read_lines
 from pyrodgm.data.transforms import (
     Standardise,
     binarize,
@@ -19,6 +20,7 @@ __all__ = [
     "BagOfWords",
     "DataSet",
     "Standardise",
+    "Vocabulary",
     "binarize",
     "bits_per_dim",
     "data_sets",
@@ -28,6 +30,7 @@ __all__ = [
     "load_file",
     "logit",
     "quantize",
+    "read_lines",
     "split_rows",
     "standardise",
     "threshold",

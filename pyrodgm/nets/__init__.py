@@ -5,6 +5,7 @@ from pyrodgm.nets.conv import ChannelsLastConv2d, ConvNet
 from pyrodgm.nets.incremental import IncrementalSolve
 from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
 from pyrodgm.nets.mlp import MLP, MLPCritic
+from pyrodgm.nets.recurrent import RecurrentNet, TokenEncoder
 from pyrodgm.nets.residual import ResidualConvNet, WeightNormConv2d
 from pyrodgm.nets.skip import SkipMLP
 from pyrodgm.nets.staircase import blocks_of, staircase_linear
@@ -19,8 +20,10 @@ __all__ = [
     "IncrementalSolve",
     "MLPCritic",
     "MaskedMLP",
+    "RecurrentNet",
     "ResidualConvNet",
     "SkipMLP",
+    "TokenEncoder",
     "WeightNormConv2d",
     "blocks_of",
     "staircase_linear",
