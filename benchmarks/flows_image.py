@@ -145,5 +145,5 @@ def glow_vectors(batch: int = 512, n: int = 1000, device: str = "cpu") -> tuple[
     makers = (vector_pyrodgm, vector_nflows, vector_normflows)
     contenders = [make(features, steps, hidden, n) for make in makers]
     model = Glow(features, steps, 1, hidden)
-    nets = [linears(m.net) for m in model.modules() if hasattr(m, "net")]
+    nets = [linears(m.net) for m in model.modules() if getattr(m, "net", None) is not None]
     return [floor(nets, batch, n, device), *contenders], torch.randn(batch, features, device=device)

@@ -45,6 +45,8 @@ class _SqueezeTransform(BijectiveTransform):
 class Squeeze(Bijector):
     r"""Space to depth: each block of :math:`f \times f` places becomes the channels of one place; ladj 0.
 
+    A fixed rearrangement, which has nothing for a context to move.
+
     Args:
         features: (C, H, W) of x, with H and W multiples of the factor.
         factor: f.
@@ -307,7 +309,7 @@ class Pixels(Bijector):
 
     Its inverse, :math:`\mathrm{logit}(\alpha + (1 - 2 \alpha) y)`, is how a flow reads dequantized pixels in [0, 1)
     without infinities at the ends. The range of y is a margin of :math:`\alpha / (1 - 2 \alpha)` wider than the
-    pixels' at both ends; what a flow puts there is lost to it.
+    pixels' at both ends; what a flow puts there is lost to it. A fixed map, which takes no context.
 
     Args:
         alpha: 0 < alpha < 1/2.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.core import expand_to
+from pyrodgm.nets.mlp import MLP
 
 __all__ = ["Householder", "LULinear", "Permutation"]
+
+_BOUND = 2.0  # of what a context adds to a log-scale, as in ScaleShift
 
 
 class _PermutationTransform(BijectiveTransform):
@@ -27,6 +33,9 @@ class _PermutationTransform(BijectiveTransform):
 
 class Permutation(Bijector):
     r"""A fixed order of the features, or of the channels of an image: :math:`y_i = x_{\pi(i)}`, ladj 0.
+
+    It takes no context: an order has no parameter that a network could move a little. :class:`LULinear` with a
+    context, whose P is this order, is the map that mixes the features in a way of each context's own.
 
     Args:
         order: the permutation :math:`\pi` of 0 .. D-1.
@@ -55,7 +64,10 @@ class Permutation(Bijector):
 
 
 class _MatrixTransform(BijectiveTransform):
-    """y = P L U x + t, with L unit lower and U upper triangular: one product there, triangular solves back."""
+    """y = P L U x + t, with L unit lower and U upper triangular: one product there, triangular solves back.
+
+    Under a context each row has factors of its own, (*B, D, D), and a shift, (*B, D).
+    """
 
     def __init__(self, order: Tensor, lower: Tensor, upper: Tensor, ladj: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -63,7 +75,7 @@ class _MatrixTransform(BijectiveTransform):
 
     def weight(self) -> Tensor:
         """P L U."""
-        return (self.lower @ self.upper)[self.order]
+        return (self.lower @ self.upper).index_select(-2, self.order)
 
     def solve(self, columns: Tensor) -> Tensor:
         """The inverse of L U times columns."""
@@ -71,11 +83,16 @@ class _MatrixTransform(BijectiveTransform):
         return torch.linalg.solve_triangular(self.upper, columns, upper=True)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return F.linear(x, self.weight(), self.shift), self.ladj.expand(x.shape[:-1])
+        ladj = expand_to(self.ladj, x.shape[:-1])
+        if self.shift.dim() > 1:
+            return (self.weight() @ x.unsqueeze(-1)).squeeze(-1) + self.shift, ladj
+        return F.linear(x, self.weight(), self.shift), ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        columns = (y - self.shift)[..., self.order.argsort()].unsqueeze(-1)
-        return self.solve(columns).squeeze(-1), -self.ladj.expand(y.shape[:-1])
+        rows, ladj = (y - self.shift)[..., self.order.argsort()], -expand_to(self.ladj, y.shape[:-1])
+        if self.shift.dim() > 1:
+            return self.solve(rows.unsqueeze(-1)).squeeze(-1), ladj
+        return self.solve(rows.reshape(-1, y.shape[-1]).mT).mT.reshape(y.shape), ladj  # one solve for all rows
 
 
 class _ConvolutionTransform(_MatrixTransform):
@@ -84,11 +101,13 @@ class _ConvolutionTransform(_MatrixTransform):
     domain = codomain = constraints.independent(constraints.real, 3)
 
     def _convolve(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+        if shift.dim() > 1:
+            return (weight @ x.flatten(-2) + shift.unsqueeze(-1)).unflatten(-1, x.shape[-2:])
         rows = x.reshape(-1, *x.shape[-3:])
         return F.conv2d(rows, weight[..., None, None], shift).reshape(x.shape)
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return (self.ladj * x.shape[-2:].numel()).expand(x.shape[:-3])
+        return expand_to(self.ladj * x.shape[-2:].numel(), x.shape[:-3])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._convolve(x, self.weight(), self.shift), self._ladj(x)
@@ -96,7 +115,8 @@ class _ConvolutionTransform(_MatrixTransform):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         eye = torch.eye(len(self.order), dtype=y.dtype, device=y.device)
         inverse = self.solve(eye[self.order.argsort()])
-        return self._convolve(y, inverse, -(inverse @ self.shift)), -self._ladj(y)
+        shift = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1)
+        return self._convolve(y, inverse, shift), -self._ladj(y)
 
 
 class LULinear(Bijector):
@@ -105,11 +125,16 @@ class LULinear(Bijector):
 
     .. math:: \mathrm{ladj} = H W \sum_i s_i, \quad U_{ii} = \pm e^{s_i}
 
+    Under a context, what a network makes of it is added to L, U, s and t; it starts at 0, so every context starts from
+    the same map. The part that it adds to s is bounded.
+
     Args:
         features: D, or an image's (C, H, W).
         order: the permutation P, from which the map starts; default random, as a rotation would mix the features.
         rotation: start from a random rotation instead, which then has its own P.
-    Shapes: x (*B, *event) -> y (*B, *event), ladj (*B,) in nats.
+        context: size of the conditioning vector, 0 for none.
+        hidden: widths of that network's hidden layers; its last one gives D (D + 1) numbers.
+    Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
     Raises: ValueError for another order than a permutation, or for one beside a rotation.
     Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.2, eq. 10-11.
     Example:
@@ -120,7 +145,12 @@ class LULinear(Bijector):
     """
 
     def __init__(
-        self, features: int | tuple[int, int, int], order: Tensor | None = None, rotation: bool = False
+        self,
+        features: int | tuple[int, int, int],
+        order: Tensor | None = None,
+        rotation: bool = False,
+        context: int = 0,
+        hidden: Sequence[int] = (32,),
     ) -> None:
         super().__init__()
         event = (features,) if isinstance(features, int) else tuple(features)
@@ -144,13 +174,23 @@ class LULinear(Bijector):
         self.factors = nn.Parameter(factors)
         self.log_diagonal = nn.Parameter(log_diagonal)
         self.shift = nn.Parameter(torch.zeros(size))
+        self.context = context
+        self.net = MLP(context, size * (size + 1), hidden, last_scale=0.0) if context else None
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        factors = self.factors
-        lower = factors.tril(-1) + torch.eye(len(factors), dtype=factors.dtype, device=factors.device)
-        upper = factors.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
+        context, size = self.check(context), len(self.order)
+        factors: Tensor = self.factors
+        log_diagonal: Tensor = self.log_diagonal
+        shift: Tensor = self.shift
+        if self.net is not None:
+            moves, shifts = self.net(context).to(factors.dtype).split((size * size, size), -1)
+            moves = moves.unflatten(-1, (size, size))  # the diagonal's place in L and U is s's
+            factors, shift = factors + moves, shift + shifts
+            log_diagonal = log_diagonal + _BOUND * torch.tanh(moves.diagonal(dim1=-2, dim2=-1))
+        lower = factors.tril(-1) + torch.eye(size, dtype=factors.dtype, device=factors.device)
+        upper = factors.triu(1) + (self.sign * log_diagonal.exp()).diag_embed()
         make = _MatrixTransform if self.dims == 1 else _ConvolutionTransform
-        return make(self.order, lower, upper, self.log_diagonal.sum(), self.shift)
+        return make(self.order, lower, upper, log_diagonal.sum(-1), shift)
 
 
 class _ReflectionsTransform(BijectiveTransform):
@@ -159,23 +199,28 @@ class _ReflectionsTransform(BijectiveTransform):
         self.vectors = vectors / vectors.norm(dim=-1, keepdim=True)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for v in self.vectors:
-            x = x - 2 * (x @ v).unsqueeze(-1) * v
+        for v in self.vectors.unbind(-2):
+            x = x - 2 * (x * v).sum(-1, keepdim=True) * v
         return x, x.new_zeros(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        for v in self.vectors.flip(0):
-            y = y - 2 * (y @ v).unsqueeze(-1) * v
+        for v in reversed(self.vectors.unbind(-2)):
+            y = y - 2 * (y * v).sum(-1, keepdim=True) * v
         return y, y.new_zeros(y.shape[:-1])
 
 
 class Householder(Bijector):
     r"""A product of reflections, :math:`H_k = I - 2 v_k v_k^\top / |v_k|^2`: an orthogonal map, ladj 0.
 
+    Under a context, what a network makes of it is added to every v; it starts at 0.
+
     Args:
         features: D.
         reflections: how many; D of them reach every orthogonal matrix of one sign of determinant.
-    Shapes: x (*B, D) -> y (*B, D), ladj (*B,) in nats.
+        context: size C of the conditioning vector, 0 for none.
+        hidden: widths of that network's hidden layers.
+    Shapes: x (*B, D), context (*B, C) -> y (*B, D), ladj (*B,) in nats.
+    Raises: ValueError for sizes below 1.
     Source: Tomczak and Welling (2016), arXiv:1611.09630, eq. 6-8.
     Example:
         >>> layer = Householder(3, reflections=2)
@@ -185,12 +230,20 @@ class Householder(Bijector):
 
     volume_preserving = True
 
-    def __init__(self, features: int, reflections: int | None = None) -> None:
+    def __init__(
+        self, features: int, reflections: int | None = None, context: int = 0, hidden: Sequence[int] = (32,)
+    ) -> None:
         super().__init__()
         reflections = features if reflections is None else reflections
         if features < 1 or reflections < 1:
             raise ValueError(f"expected positive sizes, got features={features}, reflections={reflections}")
         self.vectors = nn.Parameter(torch.randn(reflections, features))
+        self.context = context
+        self.net = MLP(context, reflections * features, hidden, last_scale=0.0) if context else None
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _ReflectionsTransform(self.vectors)
+        context = self.check(context)
+        vectors: Tensor = self.vectors
+        if self.net is not None:
+            vectors = vectors + self.net(context).to(vectors.dtype).unflatten(-1, vectors.shape)
+        return _ReflectionsTransform(vectors)

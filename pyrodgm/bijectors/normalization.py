@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.core import expand_to
+from pyrodgm.nets.mlp import MLP
 
 __all__ = ["ActNorm", "Affine", "BatchNorm"]
 
+_BOUND = 2.0  # of what a context adds to a log-scale, as in ScaleShift
+
 
 class _DiagonalTransform(BijectiveTransform):
-    def __init__(self, shift: Tensor, log_scale: Tensor, times: int) -> None:
+    """The numbers broadcast against the event, whose dimensions number ``dims``; a context gives each row its own."""
+
+    def __init__(self, shift: Tensor, log_scale: Tensor, times: int, dims: int) -> None:
         super().__init__()
-        self.shift, self.log_scale, self.times = shift, log_scale, times
-        self.domain = self.codomain = constraints.independent(constraints.real, shift.dim())
+        self.shift, self.log_scale, self.times, self.dims = shift, log_scale, times, dims
+        self.domain = self.codomain = constraints.independent(constraints.real, dims)
 
     def _ladj(self, x: Tensor) -> Tensor:
-        return (self.log_scale.sum() * self.times).expand(x.shape[: x.dim() - self.shift.dim()])
+        return expand_to(self.log_scale.flatten(-self.dims).sum(-1) * self.times, x.shape[: x.dim() - self.dims])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.addcmul(self.shift, x, self.log_scale.exp()), self._ladj(x)
@@ -28,11 +36,11 @@ class _DiagonalTransform(BijectiveTransform):
 
 
 class _Diagonal(Bijector):
-    """What these share: numbers for each feature of a vector or each channel of an image."""
+    """What these share: a shift and a log-scale for each feature of a vector or each channel of an image."""
 
     triangular = True
 
-    def __init__(self, features: int | tuple[int, int, int]) -> None:
+    def __init__(self, features: int | tuple[int, int, int], context: int, hidden: Sequence[int]) -> None:
         super().__init__()
         event = (features,) if isinstance(features, int) else tuple(features)
         if len(event) not in (1, 3) or min(event) < 1:
@@ -40,6 +48,20 @@ class _Diagonal(Bijector):
         self.event = torch.Size(event)
         self.shape = (event[0],) + (1,) * (len(event) - 1)  # broadcasts against x
         self.times = self.event[1:].numel()  # how often each number acts
+        self.shift = nn.Parameter(torch.zeros(self.shape))
+        self.log_scale = nn.Parameter(torch.zeros(self.shape))
+        self.context = context
+        self.net = MLP(context, 2 * event[0], hidden, last_scale=0.0) if context else None
+
+    def _numbers(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Shift and log-scale, with what a network makes of the context added to each: both (*B, *shape)."""
+        context = self.check(context)
+        if self.net is None:
+            return self.shift, self.log_scale
+        shift, log_scale = (
+            self.net(context).to(self.shift.dtype).unflatten(-1, (2, *self.shape)).unbind(-1 - len(self.shape))
+        )
+        return self.shift + shift, self.log_scale + _BOUND * torch.tanh(log_scale)
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over rows and places."""
@@ -50,29 +72,32 @@ class _Diagonal(Bijector):
 class Affine(_Diagonal):
     r"""A shift and a scale for each feature, or for each channel of an image: :math:`y = x \odot e^{s} + t`.
 
+    Under a context, what a network makes of it is added to s (bounded) and t; it starts at 0.
+
     Args:
         features: event size D, or an image's (C, H, W).
-    Shapes: x (*B, *event) -> y (*B, *event), ladj (*B,) in nats.
+        context: size of the conditioning vector, 0 for none.
+        hidden: widths of that network's hidden layers.
+    Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
     Raises: ValueError if features is no such size.
     Example:
         >>> Affine(2).condition()(torch.ones(2))
         tensor([1., 1.], grad_fn=<AddcmulBackward0>)
     """
 
-    def __init__(self, features: int | tuple[int, int, int]) -> None:
-        super().__init__(features)
-        self.shift = nn.Parameter(torch.zeros(self.shape))
-        self.log_scale = nn.Parameter(torch.zeros(self.shape))
+    def __init__(self, features: int | tuple[int, int, int], context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+        super().__init__(features, context, hidden)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _DiagonalTransform(self.shift, self.log_scale, self.times)
+        return _DiagonalTransform(*self._numbers(context), self.times, len(self.shape))
 
 
 class ActNorm(Affine):
     r"""Actnorm: :class:`Affine` that starts so that the first rows leave it with mean 0 and variance 1.
 
     The start happens once, in :meth:`initialize` (``fit`` calls it with the first batch). That it has
-    happened is part of the state, so a loaded or resumed model does not start again.
+    happened is part of the state, so a loaded or resumed model does not start again. The network of a context
+    starts at 0 and so leaves the start as it is: it learns how the contexts' means and scales differ.
 
     Args, Shapes, Raises: as :class:`Affine`.
     Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.1.
@@ -83,8 +108,8 @@ class ActNorm(Affine):
         tensor([[-1., -1.], [ 1.,  1.]])
     """
 
-    def __init__(self, features: int | tuple[int, int, int]) -> None:
-        super().__init__(features)
+    def __init__(self, features: int | tuple[int, int, int], context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+        super().__init__(features, context, hidden)
         self.started: Tensor
         self.register_buffer("started", torch.tensor(False))
 
@@ -100,28 +125,28 @@ class ActNorm(Affine):
 
 
 class _BatchNormTransform(BijectiveTransform):
-    def __init__(self, norm: BatchNorm) -> None:
+    def __init__(self, norm: BatchNorm, shift: Tensor, log_scale: Tensor) -> None:
         super().__init__()
-        self.norm = norm
-        self.domain = self.codomain = constraints.independent(constraints.real, len(norm.shape))
+        self.norm, self.shift, self.log_scale, self.dims = norm, shift, log_scale, len(norm.shape)
+        self.domain = self.codomain = constraints.independent(constraints.real, self.dims)
 
     def _spread(self, variance: Tensor) -> Tensor:
         """log of the map's slope."""
-        return 0.5 * torch.log(variance + self.norm.epsilon) - self.norm.log_scale
+        return 0.5 * torch.log(variance + self.norm.epsilon) - self.log_scale
 
     def _ladj(self, spread: Tensor, x: Tensor) -> Tensor:
-        return (spread.sum() * self.norm.times).expand(x.shape[: x.dim() - len(self.norm.shape)])
+        return expand_to(spread.flatten(-self.dims).sum(-1) * self.norm.times, x.shape[: x.dim() - self.dims])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.norm
         spread = self._spread(norm.running_variance)
-        return (x - norm.shift) * spread.exp() + norm.running_mean, self._ladj(spread, x)
+        return (x - self.shift) * spread.exp() + norm.running_mean, self._ladj(spread, x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.norm
         mean, variance = norm.statistics(y) if norm.training else (norm.running_mean, norm.running_variance)
         spread = self._spread(variance)
-        return (y - mean) * torch.exp(-spread) + norm.shift, -self._ladj(spread, y)
+        return (y - mean) * torch.exp(-spread) + self.shift, -self._ladj(spread, y)
 
 
 class BatchNorm(_Diagonal):
@@ -131,13 +156,16 @@ class BatchNorm(_Diagonal):
 
     In training m and v are the batch's, so the density of a row depends on its batch, and the running
     averages follow; in eval mode, and when sampling, they are the running averages, and only then are
-    the two directions inverse to each other.
+    the two directions inverse to each other. The statistics are those of all rows whatever their contexts;
+    under a context, what a network makes of it is added to gamma (bounded) and beta, and starts at 0.
 
     Args:
         features: event size D, or an image's (C, H, W): statistics are the channels'.
         momentum: share of a batch in the running averages.
         epsilon: added to variances.
-    Shapes: x (*B, *event) -> y (*B, *event), ladj (*B,) in nats.
+        context: size of the conditioning vector, 0 for none.
+        hidden: widths of that network's hidden layers.
+    Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
     Raises: ValueError if features is no such size.
     Source: Dinh et al. (2017), arXiv:1605.08803, section 3.7; Papamakarios et al. (2017), arXiv:1705.07057, appendix B.
     Example:
@@ -147,11 +175,16 @@ class BatchNorm(_Diagonal):
         tensor([[-1., -1.], [ 1.,  1.]])
     """
 
-    def __init__(self, features: int | tuple[int, int, int], momentum: float = 0.1, epsilon: float = 1e-5) -> None:
-        super().__init__(features)
+    def __init__(
+        self,
+        features: int | tuple[int, int, int],
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+        context: int = 0,
+        hidden: Sequence[int] = (32,),
+    ) -> None:
+        super().__init__(features, context, hidden)
         self.momentum, self.epsilon = momentum, epsilon
-        self.shift = nn.Parameter(torch.zeros(self.shape))
-        self.log_scale = nn.Parameter(torch.zeros(self.shape))
         self.running_mean: Tensor
         self.running_variance: Tensor
         self.register_buffer("running_mean", torch.zeros(self.shape))
@@ -166,4 +199,4 @@ class BatchNorm(_Diagonal):
         return mean, variance
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _BatchNormTransform(self)
+        return _BatchNormTransform(self, *self._numbers(context))

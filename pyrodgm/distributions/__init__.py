@@ -4,9 +4,11 @@ from pyrodgm.distributions.autoregressive import AutoregressiveDistribution, Mix
 from pyrodgm.distributions.discretized import Codes, DiscretizedLogistic
 from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.distributions.implicit import Generated
+from pyrodgm.distributions.kernel_mixture import KernelMixture
 from pyrodgm.distributions.mixture import Aggregate, MixtureDistribution
 from pyrodgm.distributions.normal import StandardNormalDistribution
 from pyrodgm.distributions.quantized import Quantized, Spread
+from pyrodgm.distributions.tokens import Sentences, TokenSequences
 from pyrodgm.distributions.unnormalised import Unnormalised
 from pyrodgm.distributions.words import WordCounts
 
@@ -17,11 +19,14 @@ __all__ = [
     "DiscretizedLogistic",
     "FlowDistribution",
     "Generated",
+    "KernelMixture",
     "MixtureDistribution",
     "MixtureOfOrders",
     "Quantized",
+    "Sentences",
     "Spread",
     "StandardNormalDistribution",
+    "TokenSequences",
     "Unnormalised",
     "WordCounts",
 ]

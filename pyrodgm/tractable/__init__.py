@@ -10,15 +10,18 @@ from pyrodgm.tractable.ffjord import FFJORD
 from pyrodgm.tractable.flow import IAF, MAF, NICE, NSF, Flow, FlowPlusPlus, PlanarFlow, RealNVP
 from pyrodgm.tractable.glow import Glow
 from pyrodgm.tractable.image_flow import ImageFlow, ImageFlowPlusPlus, ImageRealNVP
+from pyrodgm.tractable.kde import KDE
 from pyrodgm.tractable.made import MADE
 from pyrodgm.tractable.mixture import Mixture
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
+from pyrodgm.tractable.recurrent import Recurrent
 from pyrodgm.tractable.resampled import Resampled
 from pyrodgm.tractable.vamp_prior import VampPrior
 
 __all__ = [
     "FFJORD",
     "IAF",
+    "KDE",
     "MADE",
     "MAF",
     "NICE",
@@ -37,6 +40,7 @@ __all__ = [
     "Parametric",
     "PlanarFlow",
     "RealNVP",
+    "Recurrent",
     "Resampled",
     "StandardNormal",
     "VampPrior",
