@@ -440,7 +440,7 @@ class Latent(GenerativeModel):
         proposes the missing part: the chain leaves the model's own conditional invariant whatever the guide. By
         importance resampling z is picked from ``particles`` draws of the guide of some fillings-in, and of the prior,
         see :func:`pyrodgm.latent.completion.resample_missing`: no chain that has to mix, right as the particles
-        grow, for likelihoods with independent coordinates.
+        grow. Both are for likelihoods with independent coordinates.
 
         Args:
             x: (B, *event); what stands where mask is False does not matter.
@@ -450,19 +450,23 @@ class Latent(GenerativeModel):
             method: "metropolis" or "importance".
             particles: for importance resampling, for each row.
         Shapes: returns (B, *event); the observed part is x itself.
-        Raises: ValueError for another method; TypeError for "importance" if the coordinates are dependent given z.
+        Raises: ValueError for another method; TypeError if the coordinates are dependent given z (a flow or MADE as
+            likelihood): the missing ones are then no plain draw from it.
         Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
         """
         if method not in ("metropolis", "importance"):
             raise ValueError(f'expected method "metropolis" or "importance", got {method!r}')
+        from pyrodgm.distributions.factors import factors  # both are made of what stands in this file
+        from pyrodgm.latent.completion import resample_missing
+
         x, context = self.check(x, context)
         with evaluating(self), poutine.block():
             if method == "importance":
-                from pyrodgm.latent.completion import resample_missing
-
                 rounds = 4 if steps is None else steps
                 return resample_missing(self, x, mask, context, particles=particles, rounds=rounds)
-            filled = torch.where(mask, x, self(None, context, n=len(x)))
+            program = poutine.trace(self).get_trace(None, context, n=len(x))
+            factors(program.nodes["x"]["fn"])  # what is observed must not tell of what is missing but by way of z
+            filled = torch.where(mask, x, program.nodes["x"]["value"])
             trace = poutine.trace(self.guide).get_trace(filled, context)
             for _ in range(100 if steps is None else steps):
                 draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))

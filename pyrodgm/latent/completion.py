@@ -90,10 +90,7 @@ def _weigh(
 
 def _seen(likelihood: Any, x: Tensor, observed: Tensor) -> Tensor:
     """log p(x_observed | z), (K, B)."""
-    try:
-        each = factors(likelihood).log_prob(x)  # (K, B, *event)
-    except TypeError as error:
-        raise TypeError(f'{error}; use method="metropolis", which asks for none') from None
+    each = factors(likelihood).log_prob(x)  # (K, B, *event)
     return torch.where(observed, each, 0.0).flatten(2).sum(-1)
 
 
