@@ -464,9 +464,9 @@ class Latent(GenerativeModel):
             if method == "importance":
                 rounds = 4 if steps is None else steps
                 return resample_missing(self, x, mask, context, particles=particles, rounds=rounds)
-            program = poutine.trace(self).get_trace(None, context, n=len(x))
-            factors(program.nodes["x"]["fn"])  # what is observed must not tell of what is missing but by way of z
-            filled = torch.where(mask, x, program.nodes["x"]["value"])
+            drawn: Any = poutine.trace(self).get_trace(None, context, n=len(x)).nodes["x"]
+            factors(drawn["fn"])  # what is observed must not tell of what is missing but by way of z
+            filled = torch.where(mask, x, drawn["value"])
             trace = poutine.trace(self.guide).get_trace(filled, context)
             for _ in range(100 if steps is None else steps):
                 draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))

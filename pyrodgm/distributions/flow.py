@@ -96,9 +96,10 @@ class FlowDistribution(TransformedDistribution):
         return y, log_prob
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.sample(sample_shape)
         y, log_prob = self.rsample_and_log_prob(sample_shape)
-        if torch.is_grad_enabled():
-            self._own = (y, log_prob, self._stamp(y))
+        self._own = (y, log_prob, self._stamp(y))
         return y
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
+from pyrodgm.draws import one_of
 from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
 from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob
@@ -192,7 +193,7 @@ class DeepBoltzmannMachine(Energy):
         conditionals, v = self.potential(context), self.sizes[0]
         if len(conditionals.weight) <= _MOST_ODD:
             logits, states = self._odd_logits(x, context)
-            odd = states[logits.softmax(-1).multinomial(1, generator=generator)[:, 0]]
+            odd = states[one_of(logits.softmax(-1), generator)]
         else:
             mean = torch.cat(self.mean_field(x, context)[::2], -1)
             odd = torch.empty_like(mean).uniform_(generator=generator).lt_(mean)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrodgm.core import Energy
+from pyrodgm.draws import one_of
 from pyrodgm.energy.bipartite import RBMConditionals
 from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob
 from pyrodgm.energy.rbm import RBM
@@ -130,7 +131,7 @@ class DeepBeliefNetwork(Energy):
         for i, above in enumerate(self._above(x, context)):
             states = self._states(i + 1, x)
             p = (_table(drawn[-1], self.down[i], states) + above).softmax(-1)
-            drawn.append(states[p.multinomial(1, generator=generator)[:, 0]])
+            drawn.append(states[one_of(p, generator)])
         return drawn[1:]
 
     @torch.no_grad()

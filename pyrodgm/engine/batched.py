@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,6 +86,8 @@ class BatchedEnergy:
         try:
             graph: Any = make_fx(eager)(*tensors)
             if self.compile:
+                import torch._inductor
+
                 # without torch.compile's guards, which cost more than a small model's energy: the key is the guard
                 graph = torch._inductor.compile(graph, list[Any](tensors))
             graph(*tensors)
