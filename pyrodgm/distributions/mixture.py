@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
 from pyrodgm.core import Tractable, expand_to, join_context
+from pyrodgm.draws import draw_from
 
 __all__ = ["Aggregate", "MixtureDistribution"]
 
@@ -83,21 +84,16 @@ class MixtureDistribution(TorchDistribution):
         lead = shape[: len(shape) - len(self.event_shape)]
         which = torch.distributions.Categorical(logits=self.logits.expand(*lead, -1)).sample()  # lead
         if all(not c.batch_shape for c in self.components):
-            flat, drawn = which.flatten(), None
-            for k, component in enumerate(self.components):
-                chosen = (flat == k).nonzero()[:, 0]
-                if len(chosen):
-                    part = component.sample(torch.Size((len(chosen),)))
-                    drawn = part.new_empty(len(flat), *self.event_shape) if drawn is None else drawn
-                    drawn[chosen] = part
-            assert drawn is not None
-            return drawn.reshape(shape)
+            order = which.flatten().argsort(stable=True)  # rows of the first component first
+            counts = which.flatten().bincount(minlength=len(self.components)).tolist()
+            pairs = zip(self.components, counts, strict=True)
+            drawn = torch.cat([c.sample(torch.Size((count,))) for c, count in pairs if count])
+            return drawn[order.argsort()].reshape(shape)
         index = which.reshape(*lead, *[1] * len(self.event_shape))
-        result = None
-        for k, component in enumerate(self.components):
-            part = component.expand(self.batch_shape).sample(lead[: len(lead) - len(self.batch_shape)])
-            result = part if result is None else torch.where(index == k, part, result)
-        assert result is not None
+        rows = lead[: len(lead) - len(self.batch_shape)]
+        result, *others = (c.expand(self.batch_shape).sample(rows) for c in self.components)
+        for k, part in enumerate(others, 1):
+            result = torch.where(index == k, part, result)
         return result
 
 
@@ -136,14 +132,21 @@ class Aggregate(TorchDistribution):
         return self._components.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Aggregate:
-        return Aggregate(
-            self.posterior, self.inputs, self.context, tuple(batch_shape), validate_args=self._validate_args
-        )
+        new = self._get_checked_instance(Aggregate, _instance)
+        new.posterior, new.inputs, new.context = self.posterior, self.inputs, self.context
+        new._components = self._components  # conditioning on K inputs anew would cost a pass of the network
+        super(Aggregate, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        each = self._components.log_prob(value.unsqueeze(-1 - len(self.event_shape)))  # (*S, *B, K)
+        q = self._components
+        if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and value.device.type != "mps":
+            each = _all_normals(q.base_dist, value)  # (*S, *B, K)
+        else:
+            each = q.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
         return expand_to(torch.logsumexp(each, -1) - math.log(len(self.inputs)), self.batch_shape)
 
     @torch.no_grad()
@@ -151,4 +154,19 @@ class Aggregate(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         lead = shape[: len(shape) - len(self.event_shape)]
         chosen = self.inputs[torch.randint(len(self.inputs), lead, device=self.inputs.device)]  # (*S, *B, D)
-        return self.posterior.condition(join_context(chosen, self.context)).sample()
+        return draw_from(self.posterior.condition(join_context(chosen, self.context)))
+
+
+def _all_normals(normal: Normal, value: Tensor) -> Tensor:
+    r"""The log-density of each value under each of K normals: value (*S, *B, Z), parameters (*B, K, Z) -> (*S, *B, K).
+
+    .. math:: \sum_d \frac{(z_d - \mu_d)^2}{\sigma_d^2} = \sum_d \frac{z_d^2}{\sigma_d^2}
+        - 2 \sum_d \frac{z_d \mu_d}{\sigma_d^2} + \sum_d \frac{\mu_d^2}{\sigma_d^2}
+
+    by two matrix products, which make no tensor of B x K x Z numbers; in float64, or the terms would cancel badly.
+    """
+    z, mean, scale = value.double().unsqueeze(-2), normal.loc.double(), normal.scale.double()
+    precision = scale.pow(-2)
+    squares = ((z * z) @ precision.mT - 2 * z @ (mean * precision).mT).squeeze(-2)
+    constant = (mean * mean * precision + 2 * scale.log() + math.log(2 * math.pi)).sum(-1)
+    return (-0.5 * (squares + constant)).to(value.dtype)

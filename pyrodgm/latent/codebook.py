@@ -13,6 +13,8 @@ from pyrodgm.core import Tractable
 
 __all__ = ["CodePrior", "Codebook", "EmbeddedCodes"]
 
+_DISTANCES_AT_ONCE = 2**22  # so a data set whole takes no more memory than a batch
+
 
 class Codebook(nn.Module):
     r"""K embeddings of size E, moved by exponential averages of the vectors that choose them.
@@ -67,8 +69,11 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """The code of the closest embedding, by Euclidean distance (eq. 1): (*B, E) -> (*B,)."""
-        # |v|^2 is the same for all codes
-        return (self.vectors.square().sum(-1) - 2 * vectors @ self.vectors.T).argmin(-1)
+        half = 0.5 * self.vectors.square().sum(-1)  # |v|^2 is the same for all codes
+        flat = vectors.reshape(-1, self.size)
+        parts = flat.split(max(1, _DISTANCES_AT_ONCE // len(self)))
+        chosen = [torch.addmm(half, part, self.vectors.T, alpha=-1).argmin(-1) for part in parts]
+        return (chosen[0] if len(chosen) == 1 else torch.cat(chosen)).reshape(vectors.shape[:-1])
 
     def embed(self, codes: Tensor) -> Tensor:
         """(*B,) -> (*B, E); codes may be floating-point numbers."""
@@ -85,7 +90,9 @@ class Codebook(nn.Module):
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, chosen, flat), rate)
         if self.revive_below > 0:
             dead = self.counts < self.revive_below
-            fresh = flat[torch.randint(len(flat), (len(self),), device=flat.device)]
+            # Without replacement: of two equal embeddings the second would never be chosen.
+            order = torch.randperm(len(flat), device=flat.device)
+            fresh = flat[order[torch.arange(len(self), device=flat.device) % len(flat)]]
             self.counts.copy_(torch.where(dead, torch.ones_like(self.counts), self.counts))
             self.sums.copy_(torch.where(dead.unsqueeze(-1), fresh, self.sums))
         alive = (self.counts > 0).unsqueeze(-1)

@@ -177,3 +177,22 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="reads the codes off the data"):
         MODELS["VQVAE"].build().guide(n=3)
     assert CodePrior(MADE(2, [4], CategoricalConditional(4)), Codebook(4, 3)).event_shape == (6,)
+
+
+def test_the_first_batch_lays_out_codes_apart():
+    """As many vectors as codes: each becomes an embedding, which a draw with replacement would miss almost surely."""
+    torch.manual_seed(0)
+    book, vectors = Codebook(codes=32, size=3), torch.randn(4, 8, 3)
+    book.update(vectors)
+    assert book.nearest(vectors).unique().numel() == 32
+    torch.testing.assert_close(book.embed(book.nearest(vectors)), vectors)
+
+
+def test_many_vectors_are_compared_in_parts(monkeypatch):
+    torch.manual_seed(0)
+    book, vectors = Codebook(codes=8, size=3).double(), torch.randn(5, 7, 3).double()
+    distances = (vectors.unsqueeze(-2) - book.vectors).square().sum(-1)
+    whole = book.nearest(vectors)
+    monkeypatch.setattr("pyrodgm.latent.codebook._DISTANCES_AT_ONCE", 16)
+    assert torch.equal(book.nearest(vectors), whole)
+    assert torch.equal(whole, distances.argmin(-1))

@@ -137,3 +137,34 @@ def test_copies_keep_prior_and_guide_one(duplicate):
     with torch.no_grad():
         other.guide.posterior.net[0].weight.add_(1.0)
     assert not torch.equal(fresh.prior.log_prob(z), other.prior.log_prob(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_vamp_prior_of_narrow_far_normals_keeps_its_digits(dtype):
+    """The products' terms are 1e8 times the density's exponent where the scales are 1e-4 of the means."""
+    torch.manual_seed(0)
+    guide = Parametric(dist.Normal, 3, 5 + 2, HIDDEN, fixed={"scale": 1e-3}).to(dtype)
+    prior, c = VampPrior(guide, 4, context=2).to(dtype), torch.randn(6, 2, dtype=dtype)
+    with torch.no_grad():
+        guide.net[-1].bias.add_(10.0)
+    u = prior.pseudo_inputs.detach()
+    pairs = torch.cat((u.expand(6, 4, 5), c.unsqueeze(1).expand(6, 4, 2)), -1)
+    each = guide.condition(pairs).base_dist  # (6, 4, 3)
+    z = (each.loc[:, 0] + 1e-3 * torch.randn(7, 6, 3, dtype=dtype)).detach()  # two leading dimensions
+    distance = (z.unsqueeze(-2).double() - each.loc.double()) / each.scale.double()
+    expected = (-0.5 * distance.square() - each.scale.double().log() - 0.5 * torch.tensor(2 * torch.pi).log()).sum(-1)
+    found = prior.condition(c).log_prob(z)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-7
+    torch.testing.assert_close(
+        found.double(), (expected.logsumexp(-1) - torch.tensor(4.0).log()), rtol=tolerance, atol=0
+    )
+
+
+def test_expanding_the_vamp_prior_asks_the_guide_once():
+    vae, calls = vamp_vae(), []
+    vae.guide.posterior.net.register_forward_hook(lambda *_: calls.append(1))
+    p = vae.prior.condition()
+    z = torch.randn(5, 3, 2).double()
+    torch.testing.assert_close(p.expand((3,)).log_prob(z), p.log_prob(z))
+    assert p.expand((3,)).sample((5,)).shape == (5, 3, 2)
+    assert len(calls) == 2  # one for the components, one for the draws
