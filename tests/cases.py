@@ -73,11 +73,13 @@ from pyrodgm.energy import (
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.guides import (
     Amortized,
+    Contrast,
     Corrupted,
     EmptyGuide,
     FlowGuide,
     FullCovariance,
     Hierarchical,
+    ImplicitGuide,
     MaskingNoise,
     MeanField,
     SemiAmortized,
@@ -102,7 +104,7 @@ from pyrodgm.kernels import (
     TemperedTransitions,
 )
 from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, Dequantized, ProdLDA
-from pyrodgm.nets import SkipMLP
+from pyrodgm.nets import RecurrentNet, SkipMLP, TokenEncoder
 from pyrodgm.objectives import (
     ELBO,
     Adversarial,
@@ -138,6 +140,7 @@ from pyrodgm.objectives import (
 from pyrodgm.tractable import (
     FFJORD,
     IAF,
+    KDE,
     MADE,
     MAF,
     NICE,
@@ -154,6 +157,7 @@ from pyrodgm.tractable import (
     Parametric,
     PlanarFlow,
     RealNVP,
+    Recurrent,
     Resampled,
     StandardNormal,
     VampPrior,
@@ -178,6 +182,7 @@ class ModelCase:
         deterministic: claim: its guide is a point mass, so all importance weights of a row are one number.
         latents: claim: the latent sites of a model of the latent family.
         labels: its context is one-hot labels, all zeros where a label is unknown.
+        ended: binary rows in which everything after the first 0 is 0.
     """
 
     build: Callable[[], Any]
@@ -190,6 +195,7 @@ class ModelCase:
     levels: int = 0
     latents: tuple[str, ...] = ("z",)
     labels: bool = False
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,6 +313,10 @@ def _binary_mixture(context: int = 0) -> Mixture:
     return Mixture([_made(context), Parametric(dist.Bernoulli, 5)])
 
 
+def _kde(kernel: str = "gaussian", **options: Any) -> KDE:
+    return KDE(torch.randn(30, 2), kernel, **options)
+
+
 def _vamp(context: int = 0) -> VampPrior:
     return VampPrior(Parametric(dist.Normal, 2, 3 + context, HIDDEN), 4, context)
 
@@ -332,6 +342,19 @@ def _autoencoder(context: int = 0) -> VAE:
 def _skip_vae(context: int = 0) -> VAE:
     likelihood = Parametric(dist.Bernoulli, 5, 2 + context, net=SkipMLP(2 + context, 5, [8, 8]))
     return VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, 5 + context, HIDDEN), context)
+
+
+def _recurrent(context: int = 0, end: int | None = 0, gru: bool = False) -> Recurrent:
+    """Sequences of four tokens 0 and 1; a GRU has two layers and the context in its logits."""
+    net = RecurrentNet(2, [5, 6], 3, context, nn.GRU, skip=bool(context)) if gru else None
+    return Recurrent(4, 2, [6], 3, context, end, net=net)
+
+
+def _sentence_vae(context: int = 0) -> VAE:
+    """Without an end, so that every binary row is in its support."""
+    encoder = TokenEncoder(2, 4, 4, [6], 3, None, context)
+    guide = Parametric(dist.Normal, 2, 4 + context, net=encoder)
+    return VAE(StandardNormal(2), _recurrent(2 + context, None), guide, context)
 
 
 def _levels(family: str, context: int = 0) -> Parametric:
@@ -461,14 +484,20 @@ MODELS: dict[str, ModelCase] = {
     ),
     "Parametric logistic": ModelCase(lambda: _levels("logistic"), lambda: _levels("logistic", C), binary=True),
     "Parametric codes": ModelCase(lambda: _levels("codes"), lambda: _levels("codes", C), binary=True),
+    "Recurrent": ModelCase(_recurrent, lambda: _recurrent(C), binary=True, ended=True),
+    "Recurrent GRU": ModelCase(lambda: _recurrent(0, None, True), lambda: _recurrent(C, None, True), binary=True),
     "Mixture": ModelCase(_mixed, lambda: _mixed(C)),
     "Mixture binary": ModelCase(_binary_mixture, lambda: _binary_mixture(C), binary=True),
+    "KDE": ModelCase(_kde, None, reparameterised=True),
+    "KDE adaptive": ModelCase(lambda: _kde("exponential", adaptive=True), None, reparameterised=True),
+    "RealNVP of a KDE": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=_kde()), None, reparameterised=True),
     "VampPrior": ModelCase(_vamp, lambda: _vamp(C)),
     "VAE": ModelCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: VAE.mlp(5, 2, HIDDEN, C), binary=True),
     "VAE of flows": ModelCase(_flow_vae, lambda: _flow_vae(C)),
     "VAE of MADE": ModelCase(_made_vae, lambda: _made_vae(C), binary=True),
     "VAE, autoencoding": ModelCase(_autoencoder, lambda: _autoencoder(C), binary=True),
     "VAE skipping": ModelCase(_skip_vae, lambda: _skip_vae(C), binary=True),
+    "VAE of sentences": ModelCase(_sentence_vae, lambda: _sentence_vae(C), binary=True),
     "VAE with MADE prior": ModelCase(lambda: _prior_vae("made"), lambda: _prior_vae("made", C), binary=True),
     "VAE with mixture prior": ModelCase(lambda: _prior_vae("mixture"), lambda: _prior_vae("mixture", C), binary=True),
     "VAE with VampPrior": ModelCase(lambda: _prior_vae("vamp"), lambda: _prior_vae("vamp", C), binary=True),
@@ -538,9 +567,9 @@ BIJECTORS: dict[str, BijectorCase] = {
         volume_preserving=True,
     ),
     "Permutation": BijectorCase(lambda: Permutation(torch.tensor([2, 0, 1])), None, 3, volume_preserving=True),
-    "Affine": BijectorCase(lambda: Affine(3), None, 3, triangular=True),
-    "ActNorm": BijectorCase(lambda: ActNorm(3), None, 3, triangular=True),
-    "BatchNorm": BijectorCase(lambda: BatchNorm(3), None, 3, triangular=True),
+    "Affine": BijectorCase(lambda: Affine(3), lambda: Affine(3, C, HIDDEN), 3, triangular=True),
+    "ActNorm": BijectorCase(lambda: ActNorm(3), lambda: ActNorm(3, C, HIDDEN), 3, triangular=True),
+    "BatchNorm": BijectorCase(lambda: BatchNorm(3), lambda: BatchNorm(3, context=C, hidden=HIDDEN), 3, triangular=True),
     "Compose": BijectorCase(
         lambda: Compose([AffineCoupling(4, 0, HIDDEN), Affine(4), AdditiveCoupling(4, 0, HIDDEN, flip=True)]),
         lambda: Compose([AffineCoupling(4, C, HIDDEN), Affine(4), AdditiveCoupling(4, C, HIDDEN, flip=True)]),
@@ -586,8 +615,14 @@ BIJECTORS |= {
     "Autoregressive mixture CDF": _autoregressive(MixtureLogisticCDF),
     "Planar": BijectorCase(lambda: Planar(3), lambda: Planar(3, C, HIDDEN), 3),
     "Radial": BijectorCase(lambda: Radial(3), lambda: Radial(3, C, HIDDEN), 3),
-    "LULinear": BijectorCase(lambda: LULinear(4, torch.tensor([2, 0, 3, 1])), None, 4),
-    "Householder": BijectorCase(lambda: Householder(4), None, 4, volume_preserving=True),
+    "LULinear": BijectorCase(
+        lambda: LULinear(4, torch.tensor([2, 0, 3, 1])),
+        lambda: LULinear(4, torch.tensor([2, 0, 3, 1]), context=C, hidden=HIDDEN),
+        4,
+    ),
+    "Householder": BijectorCase(
+        lambda: Householder(4), lambda: Householder(4, 3, C, HIDDEN), 4, volume_preserving=True
+    ),
     "Fixed": BijectorCase(lambda: Fixed(AffineTransform(0.3, 1.7)), None, 3, triangular=True),
 }
 
@@ -635,10 +670,18 @@ BIJECTORS |= {
         lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), C, [6], flip=True),
         (3, 2, 2),
     ),
-    "ActNorm image": BijectorCase(lambda: ActNorm(IMAGE), None, IMAGE, triangular=True),
-    "BatchNorm image": BijectorCase(lambda: BatchNorm(IMAGE), None, IMAGE, triangular=True),
-    "LULinear rotation": BijectorCase(lambda: LULinear(4, rotation=True), None, 4),
-    "LULinear image": BijectorCase(lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1])), None, (3, 2, 2)),
+    "ActNorm image": BijectorCase(lambda: ActNorm(IMAGE), lambda: ActNorm(IMAGE, C, [6]), IMAGE, triangular=True),
+    "BatchNorm image": BijectorCase(
+        lambda: BatchNorm(IMAGE), lambda: BatchNorm(IMAGE, context=C, hidden=[6]), IMAGE, triangular=True
+    ),
+    "LULinear rotation": BijectorCase(
+        lambda: LULinear(4, rotation=True), lambda: LULinear(4, rotation=True, context=C, hidden=HIDDEN), 4
+    ),
+    "LULinear image": BijectorCase(
+        lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1])),
+        lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1]), context=C, hidden=[6]),
+        (3, 2, 2),
+    ),
     "Permutation image": BijectorCase(
         lambda: Permutation(torch.tensor([2, 0, 1]), 3), None, (3, 2, 2), volume_preserving=True
     ),
@@ -681,12 +724,18 @@ def _of_program(guide: Callable[[Sites], nn.Module]) -> GuideCase:
     return GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), build)
 
 
+def _scored(guide: ImplicitGuide) -> nn.Module:
+    """A guide without a density beside the critic that estimates it."""
+    return Contrast(guide, HIDDEN).scored(guide)
+
+
 GUIDES |= {
     "MeanField": _of_program(lambda sites: MeanField(sites, HIDDEN)),
     "FullCovariance": _of_program(lambda sites: FullCovariance(sites, HIDDEN)),
     "FlowGuide": _of_program(lambda sites: FlowGuide(sites, layers=2, hidden=HIDDEN)),
     "Hierarchical": _of_program(lambda sites: Hierarchical(sites, 2, HIDDEN)),
     "SemiAmortized": _of_program(lambda sites: SemiAmortized(sites, 2, hidden=HIDDEN)),
+    "ImplicitGuide scored": _of_program(lambda sites: _scored(ImplicitGuide(sites, hidden=HIDDEN))),
 }
 
 
@@ -726,6 +775,7 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
     "SemiSupervised": ObjectiveCase(lambda m: SemiSupervised(5.0), "M2", general=False),
     "ContrastiveDivergence": ObjectiveCase(lambda m: ContrastiveDivergence(k=2), "RBM"),
     "Persistent contrastive": ObjectiveCase(lambda m: ContrastiveDivergence(persistent=True, chains=8), "RBM"),
+    "Centred contrastive": ObjectiveCase(lambda m: ContrastiveDivergence(weight_cost=0.1, centered=True), "RBM"),
     "ReplayDivergence": ObjectiveCase(lambda m: ReplayDivergence(2, 100, 0.2, 0.1), "NeuralEnergy"),
     "ScoreMatching": ObjectiveCase(lambda m: ScoreMatching(), "NeuralEnergy", general=False),
     "SlicedScoreMatching": ObjectiveCase(lambda m: SlicedScoreMatching(2), "NeuralEnergy", general=False),
@@ -740,6 +790,9 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
     ),
     "MeanFieldContrastive": ObjectiveCase(
         lambda m: MeanFieldContrastive(chains=8), "DeepBoltzmannMachine", general=False
+    ),
+    "MeanFieldContrastive centred": ObjectiveCase(
+        lambda m: MeanFieldContrastive(chains=8, centered=True), "DeepBoltzmannMachine", general=False
     ),
     "Adversarial": ObjectiveCase(lambda m: Adversarial.mlp(m, HIDDEN), "GAN", ("critic", "generator")),
     "Adversarial minimax": ObjectiveCase(_minimax, "GAN", ("critic", "generator")),
@@ -839,6 +892,8 @@ def rows(case: ModelCase, model: GenerativeModel, n: int, seed: int = 8) -> Tens
     if case.levels:
         groups = noise.unflatten(-1, (-1, case.levels))
         return (groups == groups.amax(-1, keepdim=True)).double().flatten(-2)
+    if case.ended:
+        return (noise > 0).double().cummin(-1).values
     return (noise > 0).double() if case.binary else noise
 
 

@@ -40,6 +40,7 @@ scored = variants(MODELS, lambda case: case.build().family != "implicit")  # the
 bounded = variants(MODELS, lambda case: list(case.build().parameters()) and case.build().family != "implicit")
 implicit = variants(MODELS, of_family("implicit"))
 
+
 def sites_of(name):
     """The sample sites of a case's program."""
     case = MODELS[name]

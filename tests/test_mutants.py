@@ -19,23 +19,42 @@ import test_contracts_implicit as implicit
 import test_contracts_latent as latent
 import test_contracts_model as model
 import test_contracts_tractable as tractable
+import test_contrastive as contrastive
 import test_dbm as deep_machines
 import test_dbn as deep_beliefs
+import test_gap as gaps
 import test_guides_exact as guides
+import test_implicit as implicit_guides
+import test_incremental as increments
 import test_latent_measures as measures
 import test_latent_players as players
 import test_noise_contrastive as contrasts
 import test_replay as replays
+import test_resampled as refusals
+import test_reverse_kl as reverse
 import test_score as scores
+import test_splines as splines
+import test_target_estimate as targets
 import test_visible_units as visibles
 
 from pyrodgm import core
-from pyrodgm.bijectors import coupling, image, linear, normalization, univariate
-from pyrodgm.distributions import autoregressive, conditionals, flow, normal, unnormalised
-from pyrodgm.energy import bipartite, dbm, dbn, rbm, twins, visible_units
-from pyrodgm.guides import FullCovariance, SemiAmortized, local, program
+from pyrodgm.bijectors import (
+    RationalQuadraticSpline,
+    coupling,
+    image,
+    linear,
+    normalization,
+    spline_bins,
+    spline_rational,
+    univariate,
+)
+from pyrodgm.distributions import autoregressive, conditionals, flow, kernel_mixture, normal, tokens, unnormalised
+from pyrodgm.energy import bipartite, dbm, dbn, gap, rbm, twins, visible_units
+from pyrodgm.evaluation import target
+from pyrodgm.guides import Contrast, FullCovariance, SemiAmortized, contrast, local, program
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, RandomWalk
+from pyrodgm.latent import completion
 from pyrodgm.nets import masked
 from pyrodgm.objectives import (
     ELBO,
@@ -50,6 +69,7 @@ from pyrodgm.objectives import (
     Minimax,
     NoiseContrastive,
     ReplayDivergence,
+    ReverseKL,
     ReweightedWakeSleep,
     ScoreMatching,
     SlicedScoreMatching,
@@ -58,7 +78,7 @@ from pyrodgm.objectives import (
     infovae,
     wake_sleep,
 )
-from pyrodgm.tractable import Parametric
+from pyrodgm.tractable import Parametric, resampled
 
 
 @dataclass(frozen=True)
@@ -121,13 +141,40 @@ MUTANTS = {
     "coupling sees what it moves": Mutant(
         coupling._CouplingTransform, "_join", "(moved, kept) if self.flip", "(kept, moved) if self.flip",
         bijector.check_round_trip, ("AffineCoupling odd flipped",)),
+    "triangular factors whose ladj forgets the context": Mutant(
+        linear.LULinear, "condition", "log_diagonal.sum(-1)", "self.log_diagonal.sum(-1)",
+        bijector.check_ladj, ("LULinear image", True)),
+    "reflections that go back in the same order": Mutant(
+        linear._ReflectionsTransform, "inverse_and_ladj", "reversed(self.vectors.unbind(-2))",
+        "self.vectors.unbind(-2)", bijector.check_round_trip, ("Householder", True)),
+    "actnorm ignores its context": Mutant(
+        normalization._Diagonal, "_numbers", "self.net(context)", "self.net(0 * context)",
+        bijector.check_context_changes_the_map, ("ActNorm",)),
     "coupling ignores its context": Mutant(
         coupling._CouplingTransform, "_raw", "self.context,", "self.context * 0,",
         bijector.check_context_changes_the_map, ("AffineCoupling",)),
+    "a curve that goes up where it goes down": Mutant(
+        spline_rational._Curve, "backward", "to_y * slope + l_xi", "to_y * slope - l_xi",
+        splines.check_gradients, (RationalQuadraticSpline(3), False)),
+    "an inverse that forgets the implicit function": Mutant(
+        spline_rational._Curve, "backward", "-(to_xi + l_xi) / slope", "-to_xi / slope",
+        splines.check_gradients, (RationalQuadraticSpline(3), True)),
+    "bins whose widths need not sum to one": Mutant(
+        spline_bins._Locate, "backward", ".sub_(mean.unsqueeze(-2))", "",
+        splines.check_gradients, (RationalQuadraticSpline(3), False)),
+    "a bin's other knot": Mutant(
+        spline_bins, "_knots", "if circular else index + 1", "if circular else index",
+        splines.check_slopes_are_continuous, (RationalQuadraticSpline(5),)),
     # tractable
     "density without its Jacobian": Mutant(
         normalization._DiagonalTransform, "inverse_and_ladj", "-self._ladj(y)", "0 * self._ladj(y)",
         tractable.check_total_is_one, ("Flow",)),
+    "adaptive kernels of one height": Mutant(
+        kernel_mixture._Pairs, "__init__", "features * log_bandwidths", "features * log_bandwidths.mean()",
+        tractable.check_total_is_one, ("KDE adaptive",)),
+    "draws of another bandwidth": Mutant(
+        kernel_mixture.KernelMixture, "rsample", "u * self._log_bandwidths", "1.3 * u * self._log_bandwidths",
+        tractable.check_samples_have_the_density, ("KDE",)),
     "wrong constant of the normal": Mutant(
         normal.StandardNormalDistribution, "log_prob", "constant - 0.5 * squares", "constant - squares",
         tractable.check_total_is_one, ("StandardNormal",)),
@@ -146,6 +193,18 @@ MUTANTS = {
     "one order in sampling": Mutant(
         autoregressive.MixtureOfOrders, "sample", "torch.randint(len(self.members)", "torch.randint(1",
         tractable.check_samples_have_the_density, ("MADE masks",)),
+    "padding that is not certain": Mutant(
+        tokens.TokenSequences, "_score", "torch.where(previous == self.end, certain, log_probs)", "log_probs",
+        tractable.check_total_is_one, ("Recurrent",)),
+    "a word that sees itself": Mutant(
+        tokens.TokenSequences, "_score", "F.pad(tokens[:, :-1], (1, 0), value=nothing)", "tokens",
+        tractable.check_total_is_one, ("Recurrent GRU",)),
+    "states forgotten in sampling": Mutant(
+        tokens.TokenSequences, "_draw", "context, states)", "context, None)",
+        tractable.check_samples_have_the_density, ("Recurrent GRU",)),
+    "words after the end": Mutant(
+        tokens.TokenSequences, "_draw", "torch.where(done, self.end, token)", "token",
+        tractable.check_samples_have_the_density, ("Recurrent",), ValueError),
     "leaking mask, seen by autodiff": Mutant(
         masked.MaskedMLP, "_make_masks", "last > ", "last >= ",
         tractable.check_autoregressive, ("MADE deep",)),
@@ -156,6 +215,14 @@ MUTANTS = {
         masked.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
         "self.begun[-1], max(self.ends[-1][i] - 1, self.begun[-1])",
         tractable.check_incremental_pass, ("MADE",)),
+    "a chunk pushed to one unit too few": Mutant(
+        masked.IncrementalPass, "_push", "later = self.ends[level][features]", "later = self.ends[level][features] + 1",
+        increments.check_across_chunks),
+    "a chunk pushed twice": Mutant(
+        masked.IncrementalPass, "_push", "self.begun = [", "self.begun[1:] = [", increments.check_across_chunks),
+    "one try too many": Mutant(
+        resampled._ResampledDistribution, "log_prob", "(self.model.tries - 1)", "self.model.tries",
+        refusals.check_two_tries),
     "stale memory": Mutant(
         flow.FlowDistribution, "_stamp", "return _steps() + y._version + sum(", "return 0 * sum(",
         tractable.check_memory_ends_with_a_change, ("RealNVP",)),
@@ -178,7 +245,7 @@ MUTANTS = {
         core.GenerativeModel, "sample", "flat[i : i + step]", "flat.flip(0)[i : i + step]",
         model.check_each_context_gets_its_own_draws, ("Parametric normal",)),
     "sampling leaves eval mode on": Mutant(
-        core, "evaluating", "m.training = mode", "pass",
+        core, "evaluating", 'object.__setattr__(m, "training", True)', "pass",
         model.check_sample_shapes, ("MADE",)),
     "two models of one name in the store": Mutant(
         core.GenerativeModel, "svi", "-{next(_SVI_IDS)}", "",
@@ -250,7 +317,7 @@ MUTANTS = {
     "an E-step of the prior": Mutant(
         local, "_log_weights", "model.row_log_prob(program) - ", "-1 * ", players.check_refine_is_exact),
     "critics that mix up real and fake": Mutant(
-        AdversarialVariationalBayes, "forward",
+        AdversarialVariationalBayes, "_critic_loss",
         "self.game.critic(self._score(x, guide, context), self._score(x, prior, context))",
         "self.game.critic(self._score(x, prior, context), self._score(x, guide, context))",
         players.check_the_critic_measures_the_kl),
@@ -278,6 +345,27 @@ MUTANTS = {
         SemiAmortized, "refine", "loc = loc + step_loc", "loc = loc - step_loc", guides.check_one_natural_step),
     "refinement forgets the scale of the plate": Mutant(
         SemiAmortized, "_bound", " * plate.subsample_size / plate.size", "", guides.check_one_natural_step, (40,)),
+    "a critic that nobody trains": Mutant(
+        Contrast, "loss", "total = total + cast(_Ratio, ratio).loss(fn, z)",
+        "total = total + 0 * cast(_Ratio, ratio).loss(fn, z)", implicit_guides.check_the_critic_finds_the_density),
+    "a contrast the wrong way round": Mutant(
+        contrast._Ratio, "loss", "F.softplus(-of_guide).mean() + F.softplus(of_reference)",
+        "F.softplus(of_guide).mean() + F.softplus(-of_reference)",
+        implicit_guides.check_the_critic_finds_the_density),
+    "a reference without its determinant": Mutant(
+        contrast._Ratio, "log_density", " + ladj", "",
+        implicit_guides.check_the_reference_is_exact_for_linear_guides),
+    "globals held in the locals' density": Mutant(
+        contrast._Ratio, "log_density", "context[..., self.read :]), -1)", "context[..., self.read :].detach()), -1)",
+        implicit_guides.check_the_reference_is_exact_for_linear_guides),
+    # incomplete rows
+    "weights without the prior": Mutant(
+        completion, "_weigh", "return z, log_prior + ", "return z, 0 * log_prior + ",
+        latent.check_complete_by_importance),
+    "weights without the proposal": Mutant(
+        completion, "_weigh", " - log_mixture", "", latent.check_complete_by_importance),
+    "what is missing counted in": Mutant(
+        completion, "_seen", "torch.where(observed, each, 0.0)", "each", latent.check_complete_in_one_round),
     # energy
     "Langevin without its correction": Mutant(
         MALA, "step", "_metropolis(log_ratio, generator)", "_metropolis(0 * log_ratio, generator)",
@@ -305,7 +393,7 @@ MUTANTS = {
     "twins that see one copy": Mutant(
         twins.TwinRBM, "_total", ".sum(-2)", "[..., 0, :]", deep_machines.test_twins_are_the_tied_rbm, ((2, 1),)),
     "deep machine misses a link": Mutant(
-        dbm.DeepBoltzmannMachine, "joined", "self.weights[odd].t()", "0 * self.weights[odd].t()",
+        dbm.DeepBoltzmannMachine, "_join", "weights[odd].t()", "0 * weights[odd].t()",
         deep_machines.test_energy_sums_every_hidden_layer_out, ((4, [3, 2]), 0)),
     "mean field without what comes from above": Mutant(
         dbm.DeepBoltzmannMachine, "mean_field", "inputs + mu[layer + 1] @ self.weights[layer]", "inputs",
@@ -316,7 +404,7 @@ MUTANTS = {
     "pre-training without doubled weights": Mutant(
         dbm.DeepBoltzmannMachine, "stack", "1 + (i < last)", "1", deep_machines.test_a_stack_becomes_a_machine),
     "joint training with data only": Mutant(
-        MeanFieldContrastive, "loss", "model.even_energy(state.positions).mean()", "0.0",
+        MeanFieldContrastive, "loss", "mu, state.positions).value", "mu, torch.cat((x, *mu[1::2]), -1)).value",
         deep_machines.test_gradient_of_the_objective_is_that_of_the_bound),
     "belief network's posterior forgets the layers above": Mutant(
         dbn.DeepBeliefNetwork, "draw_hidden", " + above", "",
@@ -332,8 +420,14 @@ MUTANTS = {
     "negatives with the wrong sign": Mutant(
         unnormalised.Unnormalised, "log_prob", "+ (missing", "- (missing", energy.check_training_gradient),
     "contrastive divergence with data only": Mutant(
-        ContrastiveDivergence, "loss", "model.energy(negatives, context).mean()", "model.energy(x, context).mean()",
-        model.check_objective, ("ContrastiveDivergence",)),
+        ContrastiveDivergence, "loss", "energy_gap(x, negatives).value", "energy_gap(x, 1 - x).value",
+        contrastive.test_many_steps_give_the_likelihood_gradient, (False, 0)),
+    "an energy gap that forgets the copies": Mutant(
+        gap._Gap, "backward", "above * each.unsqueeze(-1)", "each.unsqueeze(-1)", gaps.check_gradient, ("twins",)),
+    "centred weights with plain biases": Mutant(
+        gap._Gap, "backward", "grad_c - grad_w @ visible", "grad_c", gaps.check_centred_step, ("RBM",)),
+    "centring links layers that are not neighbours": Mutant(
+        gap._Gap, "backward", "grad_w *= linked", "pass", gaps.check_centred_step, ("DBM of 3",)),
     "score matching with twice the square": Mutant(
         ScoreMatching, "loss", "square().sum(-1) / 2", "square().sum(-1)", scores.check_gaussian),
     "slices of another curvature": Mutant(
@@ -345,6 +439,13 @@ MUTANTS = {
         NoiseContrastive, "loss", " - math.log(self.ratio)", "", contrasts.check_gradient_at_the_truth, (3,)),
     "replay that never begins anew": Mutant(
         ReplayDivergence, "loss", "< self.restart", "< 0", replays.check_restarts),
+    "half the entropy": Mutant(
+        ReverseKL, "loss", "(log_q - ", "(0.5 * log_q - ", reverse.check_the_loss_is_the_kl_of_two_normals),
+    "a target divided the wrong way": Mutant(
+        target, "target_estimate", "- q.log_prob(x))", "+ q.log_prob(x))", targets.check_a_normal_by_a_wider_one),
+    "an effective sample size without its square": Mutant(
+        target, "target_estimate", "torch.logsumexp(2 * normalised", "torch.logsumexp(1.5 * normalised",
+        targets.check_a_normal_by_a_wider_one),
     # implicit
     "a fake called real": Mutant(
         Minimax, "value", "F.logsigmoid(-fake)", "F.logsigmoid(fake)",
