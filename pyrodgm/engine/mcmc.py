@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from pyrodgm.core import Energy, evaluating
@@ -94,7 +95,8 @@ def mcmc(
     place = None if device is None else torch.device(device)
     if place is None and isinstance(program, Energy):
         place = program.device
-    with _quiet(program), random_state(place or torch.device("cpu"), seed):
+    given = (value.device for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+    with _quiet(program), random_state(place or next(given, torch.device("cpu")), seed):
         target = as_target(program, args, kwargs, place, compile)
         generator = torch.Generator(target.device).manual_seed(seed)
         run = _Run(target, kernel, generator, warmup, draws, thin, progress)
