@@ -66,7 +66,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         for m in training:
-            object.__setattr__(m, "training", True)  # nn.Module's own looks the name up among parameters first
+            m.training = True
 
 
 def join_context(x: Tensor, context: Tensor | None, event_dim: int = 1) -> Tensor:
@@ -424,51 +424,32 @@ class Latent(GenerativeModel):
             trace = poutine.trace(self.guide).get_trace(x, context)
             return poutine.replay(self, trace=trace)(None, context, n=len(x))
 
-    def complete(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        context: Tensor | None = None,
-        *,
-        steps: int | None = None,
-        method: str = "metropolis",
-        particles: int = 200,
-    ) -> Tensor:
-        """Fill in what is missing: draws from p(x_missing | x_observed).
+    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 100) -> Tensor:
+        """Fill in what is missing: draws from p(x_missing | x_observed) by Metropolis within Gibbs.
 
-        By Metropolis within Gibbs the guide proposes z, the exact importance ratio accepts it, and the likelihood
-        proposes the missing part: the chain leaves the model's own conditional invariant whatever the guide. By
-        importance resampling z is picked from ``particles`` draws of the guide of some fillings-in, and of the prior,
-        see :func:`pyrodgm.latent.completion.resample_missing`: no chain that has to mix, right as the particles
-        grow. Both are for likelihoods with independent coordinates.
+        The guide proposes z, the exact importance ratio accepts it, the likelihood proposes the missing part, so the
+        chain leaves the model's own conditional invariant whatever the guide. Where a chain mixes badly there is
+        importance resampling, :func:`pyrodgm.latent.resample_missing`.
 
         Args:
             x: (B, *event); what stands where mask is False does not matter.
             mask: True where x is observed, broadcast against x.
             context: (B, C).
-            steps: sweeps of the chain (default 100), or rounds of proposals (default 4).
-            method: "metropolis" or "importance".
-            particles: for importance resampling, for each row.
+            steps: sweeps of the chain.
         Shapes: returns (B, *event); the observed part is x itself.
-        Raises: ValueError for another method; TypeError if the coordinates are dependent given z (a flow or MADE as
-            likelihood): the missing ones are then no plain draw from it.
+        Raises: TypeError if the coordinates are dependent given z (a flow or MADE as likelihood): the missing ones are
+            then no plain draw from it.
         Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
         """
-        if method not in ("metropolis", "importance"):
-            raise ValueError(f'expected method "metropolis" or "importance", got {method!r}')
-        from pyrodgm.distributions.factors import factors  # both are made of what stands in this file
-        from pyrodgm.latent.completion import resample_missing
+        from pyrodgm.distributions.factors import factors  # which is made of what stands in this file
 
         x, context = self.check(x, context)
         with evaluating(self), poutine.block():
-            if method == "importance":
-                rounds = 4 if steps is None else steps
-                return resample_missing(self, x, mask, context, particles=particles, rounds=rounds)
             drawn: Any = poutine.trace(self).get_trace(None, context, n=len(x)).nodes["x"]
             factors(drawn["fn"])  # what is observed must not tell of what is missing but by way of z
             filled = torch.where(mask, x, drawn["value"])
             trace = poutine.trace(self.guide).get_trace(filled, context)
-            for _ in range(100 if steps is None else steps):
+            for _ in range(steps):
                 draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))
                 filled = torch.where(mask, x, draw)
                 trace = self._metropolis(trace, filled, context)

@@ -1,6 +1,7 @@
 """The latent family: bounds against exact marginals, estimators against Pyro's and against enumeration."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -25,7 +26,7 @@ from torch import nn
 import pyrodgm
 from pyrodgm.core import Latent, data_plate
 from pyrodgm.guides import FullCovariance, Hierarchical, MeanField, Sites
-from pyrodgm.latent import VAE, Dequantized
+from pyrodgm.latent import VAE, Dequantized, resample_missing
 from pyrodgm.objectives import ELBO, ImportanceWeighted, PyroObjective
 from pyrodgm.tractable import MADE, Parametric, RealNVP, StandardNormal
 
@@ -36,6 +37,7 @@ OFFSET = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
 
 every = variants(MODELS, of_family("latent"))
 # those whose likelihood has independent coordinates
+CHAIN = partial(Latent.complete, steps=40)
 DEPENDENT = {"VAE of MADE", "VAE of sentences", "ProdLDA", "NVDM", "ETM"}
 BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "VQVAE", "M2"}
 
@@ -197,7 +199,7 @@ def check_score_function_gradient_is_unbiased():
 
 
 @torch.no_grad()
-def check_complete_is_the_conditional(**how):
+def check_complete_is_the_conditional(complete=CHAIN):
     """Frequencies of x_missing against p(x_missing | x_observed) by enumeration."""
     vae = binary_vae()
     states = all_binary((3,))
@@ -206,14 +208,14 @@ def check_complete_is_the_conditional(**how):
     for first in (0.0, 1.0):
         fits = states[:, 0] == first
         p = log_p[fits].softmax(0)
-        filled = vae.complete(torch.full((6000, 3), first).double(), observed, **(how or {"steps": 25}))
+        filled = complete(vae, torch.full((6000, 3), first).double(), observed)
         assert bool((filled[:, 0] == first).all())
         found = (filled.unsqueeze(1) == states[fits]).all(-1).double()
         assert_means_agree(*mean_and_error(found), p)
 
 
 @torch.no_grad()
-def check_complete_of_a_linear_gaussian_model(**how):
+def check_complete_of_a_linear_gaussian_model(complete=CHAIN):
     """With a guide that is too wide and off: mean and covariance of x_missing in closed form."""
     vae, p = linear_vae(optimal=False), exact_marginal()
     mask = torch.tensor([True, True, False, False])
@@ -221,7 +223,7 @@ def check_complete_of_a_linear_gaussian_model(**how):
     s = p.covariance_matrix
     gain = s[2:, :2] @ s[:2, :2].inverse()
     mean, covariance = OFFSET[2:] + gain @ (x[:2] - OFFSET[:2]), s[2:, 2:] - gain @ s[:2, 2:]
-    d = vae.complete(x.expand(6000, 4), mask, **(how or {"steps": 40}))[:, 2:] - mean
+    d = complete(vae, x.expand(6000, 4), mask)[:, 2:] - mean
     assert_means_agree(*mean_and_error(d), torch.zeros(()).double())
     assert_means_agree(*mean_and_error((d.unsqueeze(-1) * d.unsqueeze(-2)).flatten(1)), covariance.flatten())
 
@@ -284,7 +286,7 @@ def test_complete_keeps_what_is_observed(name, conditional):
     assert bool(model.support.check(filled).all())
     assert torch.equal(model.complete(x, torch.ones_like(mask), context, steps=2), x)
     if name in BY_IMPORTANCE:
-        filled = model.complete(torch.where(mask, x, 0.0), mask, context, method="importance", particles=20)
+        filled = resample_missing(model, torch.where(mask, x, 0.0), mask, context, particles=20)
         assert torch.equal(filled[mask], x[mask])
         assert bool(model.support.check(filled).all())
 
@@ -375,30 +377,38 @@ def test_score_function_gradient_is_unbiased():
     check_score_function_gradient_is_unbiased()
 
 
-IMPORTANCE = {"method": "importance", "particles": 90}
+RESAMPLED = partial(resample_missing, particles=90)
+IN_ONE_ROUND = partial(resample_missing, particles=90, rounds=1)
 
 
 def check_complete_by_importance():
-    check_complete_of_a_linear_gaussian_model(**IMPORTANCE)
+    check_complete_of_a_linear_gaussian_model(RESAMPLED)
 
 
 def check_complete_in_one_round():
     """Its fillings-in are draws of p(x), which have to leave no trace."""
-    check_complete_of_a_linear_gaussian_model(**(IMPORTANCE | {"particles": 360}), steps=1)
+    check_complete_of_a_linear_gaussian_model(partial(IN_ONE_ROUND, particles=360))
 
 
 def test_complete_in_one_round():
     check_complete_in_one_round()
 
 
-@pytest.mark.parametrize("how", [{}, IMPORTANCE, IMPORTANCE | {"steps": 1}])
-def test_complete_is_the_conditional(how):
-    check_complete_is_the_conditional(**how)
+def test_complete_is_the_conditional():
+    check_complete_is_the_conditional()
 
 
-@pytest.mark.parametrize("how", [{}, IMPORTANCE])
-def test_complete_of_a_linear_gaussian_model(how):
-    check_complete_of_a_linear_gaussian_model(**how)
+@pytest.mark.parametrize("resample", [RESAMPLED, IN_ONE_ROUND], ids=["four rounds", "one round"])
+def test_resampled_is_the_conditional(resample):
+    check_complete_is_the_conditional(resample)
+
+
+def test_complete_of_a_linear_gaussian_model():
+    check_complete_of_a_linear_gaussian_model()
+
+
+def test_resampled_of_a_linear_gaussian_model():
+    check_complete_by_importance()
 
 
 @torch.no_grad()
@@ -409,7 +419,7 @@ def test_one_filling_in_is_not_enough():
     x = torch.tensor([1.0, 0.0, 0.0, 0.0]).double()
     s = p.covariance_matrix
     mean, scale = OFFSET[1:] + s[1:, 0] / s[0, 0] * (x[0] - OFFSET[0]), (s[1:, 1:] - s[1:, :1] @ s[:1, 1:] / s[0, 0])
-    d = vae.complete(x.expand(4000, 4), mask, **IMPORTANCE)[:, 1:] - mean
+    d = RESAMPLED(vae, x.expand(4000, 4), mask)[:, 1:] - mean
     assert_means_agree(*mean_and_error(d), torch.zeros(()).double())
     assert_means_agree(*mean_and_error((d.unsqueeze(-1) * d.unsqueeze(-2)).flatten(1)), scale.flatten())
     filled = torch.where(mask, x, vae(n=4000))
@@ -427,25 +437,23 @@ def test_complete_by_guides_of_programs(builder, monkeypatch):
     vae = linear_vae()
     vae.guide = builder(Sites(vae, (torch.zeros(3, 4).double(),)))
     monkeypatch.setitem(globals(), "linear_vae", lambda optimal=True: vae)
-    check_complete_of_a_linear_gaussian_model(method="importance", particles=180)
+    check_complete_of_a_linear_gaussian_model(partial(resample_missing, particles=180))
 
 
 def test_what_cannot_be_completed_is_refused():
     x, mask = torch.ones(3, 5).double(), torch.arange(5) < 2
     vae = COMPOSED["MADE decoder"]().double()
-    for method in ("importance", "metropolis"):
+    for complete in (Latent.complete, resample_missing):
         with pytest.raises(TypeError, match="independent dimensions"):
-            vae.complete(x, mask, method=method)
-    with pytest.raises(ValueError, match="got 'gibbs'"):
-        vae.complete(x, mask, method="gibbs")
+            complete(vae, x, mask)
     vae = linear_vae()
     with pytest.raises(ValueError, match="particles > 8"):
-        vae.complete(x[:, :4], mask[:4], method="importance", particles=8)
+        resample_missing(vae, x[:, :4], mask[:4], particles=8)
     vae.guide = Hierarchical(Sites(vae, (x[:, :4],)), 2, [8])
     with pytest.raises(TypeError, match="'_reverse_locals'"):
-        vae.complete(x[:, :4], mask[:4], method="importance")
-    with pytest.raises(ValueError, match="certain given z"):
-        Dequantized(RealNVP(2, 2, HIDDEN), 4).complete(x[:, :2], mask[:2], method="importance")
+        resample_missing(vae, x[:, :4], mask[:4])
+    with pytest.raises(TypeError, match="independent dimensions"):
+        resample_missing(Dequantized(RealNVP(2, 2, HIDDEN), 4), x[:, :2].float(), mask[:2])
 
 
 COMPOSED = {

@@ -245,7 +245,7 @@ MUTANTS = {
         core.GenerativeModel, "sample", "flat[i : i + step]", "flat.flip(0)[i : i + step]",
         model.check_each_context_gets_its_own_draws, ("Parametric normal",)),
     "sampling leaves eval mode on": Mutant(
-        core, "evaluating", 'object.__setattr__(m, "training", True)', "pass",
+        core, "evaluating", "m.training = True", "pass",
         model.check_sample_shapes, ("MADE",)),
     "two models of one name in the store": Mutant(
         core.GenerativeModel, "svi", "-{next(_SVI_IDS)}", "",

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import Latent, sample_sites
+from pyrodgm.core import Latent, evaluating, sample_sites
 from pyrodgm.distributions.factors import factors
 from pyrodgm.guides.program import Pushed
 
@@ -42,20 +42,27 @@ def resample_missing(
     Raises: ValueError for fewer than 9 particles or no round; TypeError if the coordinates are dependent given z, or if
         the guide's density is a bound.
     Source: Rubin (1988), Using the SIR algorithm; the mixture's weights: Veach and Guibas (1995), Cappe et al. (2004).
+    Example:
+        >>> from pyrodgm.latent import VAE
+        >>> vae = VAE.mlp(features=6, latent=2, hidden=[8])
+        >>> resample_missing(vae, torch.ones(3, 6), torch.arange(6) < 4, particles=20).shape
+        torch.Size([3, 6])
     """
     if particles <= _IMPUTED or rounds < 1:
         raise ValueError(f"expected particles > {_IMPUTED} and rounds >= 1, got {particles} and {rounds}")
-    observed = mask.expand_as(x)
-    filled = [torch.where(observed, x, model(None, context, n=len(x))) for _ in range(_IMPUTED)]
-    for i in range(rounds):
-        z, log_w = _weigh(model, filled, observed, context, particles)
-        count = _IMPUTED if i + 1 < rounds else 1
-        chosen = log_w.softmax(0).T.multinomial(count, replacement=True).T  # (K, B) -> (J, B)
-        picked = {k: v[chosen, torch.arange(len(x), device=v.device)] for k, v in z.items()}
-        program = poutine.replay(model, trace=_trace_of(picked))
-        draws = model.particle_trace(program, count, None, context, len(x)).nodes["x"]["value"]  # (J, B, *event)
-        filled = [torch.where(observed, x, draw) for draw in draws]
-    return filled[0]
+    x, context = model.check(x, context)
+    with evaluating(model), poutine.block():
+        observed = mask.expand_as(x)
+        filled = [torch.where(observed, x, model(None, context, n=len(x))) for _ in range(_IMPUTED)]
+        for i in range(rounds):
+            z, log_w = _weigh(model, filled, observed, context, particles)
+            count = _IMPUTED if i + 1 < rounds else 1
+            chosen = log_w.softmax(0).T.multinomial(count, replacement=True).T  # (K, B) -> (J, B)
+            picked = {k: v[chosen, torch.arange(len(x), device=v.device)] for k, v in z.items()}
+            program = poutine.replay(model, trace=_trace_of(picked))
+            draws = model.particle_trace(program, count, None, context, len(x)).nodes["x"]["value"]  # (J, B, *event)
+            filled = [torch.where(observed, x, draw) for draw in draws]
+        return filled[0]
 
 
 def _weigh(

@@ -79,16 +79,7 @@ class Dequantized(Latent):
         x, context = self.check(x, context)
         self.density.initialize((x + torch.rand_like(x)) / self.levels, context)
 
-    def complete(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        context: Tensor | None = None,
-        *,
-        steps: int | None = None,
-        method: str = "metropolis",
-        particles: int = 200,
-    ) -> Tensor:
+    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 100) -> Tensor:
         """Fill in what is missing by Metropolis moves of z, one coordinate at a time.
 
         x is certain given z, so a chain that goes through x would stand still. A coordinate that is observed moves
@@ -97,14 +88,9 @@ class Dequantized(Latent):
         Args:
             x: (B, *event); what stands where mask is False does not matter.
             mask: True where x is observed, broadcast against x.
-            steps: sweeps over all D coordinates, default 100.
-            method: "metropolis" alone: observed coordinates leave hardly a draw of z any weight.
-            particles: not used.
+            steps: sweeps over all D coordinates.
         Shapes: returns (B, *event); the observed part is x itself.
-        Raises: ValueError for another method.
         """
-        if method != "metropolis":
-            raise ValueError(f'expected method="metropolis" for whole numbers that are certain given z, got {method!r}')
         x, context = self.check(x, context)
         observed = mask.expand_as(x).flatten(1)
         flat = torch.where(observed, x.flatten(1), 0.0)
@@ -114,7 +100,7 @@ class Dequantized(Latent):
             d = self.density.condition(context)
             z = low + width * torch.rand_like(low)
             now = d.log_prob(z.unflatten(-1, self.event_shape))
-            for _ in range(100 if steps is None else steps):
+            for _ in range(steps):
                 for i in torch.randperm(z.shape[-1]).tolist():
                     moved = z.clone()
                     moved[:, i] = low[:, i] + width[:, i] * torch.rand_like(now)

@@ -47,8 +47,8 @@ class ContrastiveDivergence(Objective):
 
     The optimiser is SGD with momentum 0.5. ``weight_cost`` is its weight decay, :math:`\nabla_W L + \lambda W` for
     parameters of two dimensions or more; biases have none. ``centered`` gives an RBM the centred gradient of
-    :func:`pyrodgm.energy.gap.energy_gap`, with running means of both layers on the data: by far the better direction,
-    which also bears a larger learning rate (0.1). For the likelihood let the rate fall to zero at the end.
+    :func:`pyrodgm.energy.gap.energy_gap`, with running means of both layers on the data; it bears a larger learning
+    rate (0.1). For the likelihood let the rate fall to zero at the end.
 
     Args:
         k: moves of the kernel.
