@@ -36,8 +36,8 @@ COLUMNS = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.8, 0.2], [-0.2, 0.8]]).doubl
 OFFSET = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
 
 every = variants(MODELS, of_family("latent"))
-# those whose likelihood has independent coordinates
 CHAIN = partial(Latent.complete, steps=40)
+# those whose likelihood has dependent coordinates, and some whose has not
 DEPENDENT = {"VAE of MADE", "VAE of sentences", "ProdLDA", "NVDM", "ETM"}
 BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "VQVAE", "M2"}
 

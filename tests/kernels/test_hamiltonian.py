@@ -9,7 +9,7 @@ import torch
 from cases import assert_means_agree, mean_and_error
 from torch import Tensor
 
-from pyrodgm.kernels import HMC, NUTS, ChEES, Dense, Diagonal, Kernel, energy_and_gradient
+from pyrodgm.kernels import HMC, NUTS, ChEES, Dense, Diagonal, Kernel, energy_and_gradient, hamiltonian
 from pyrodgm.kernels import nuts as nuts_module
 from pyrodgm.kernels.adaptation import DualAveraging, reasonable_step_size, windows
 from pyrodgm.kernels.chees import chees_gradient
@@ -138,6 +138,15 @@ def test_planted_bugs_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nuts_module.torch, "logaddexp", lambda a, b: torch.maximum(a, b))
     with pytest.raises(AssertionError):
         check_invariance(NUTS(0.5), Banana)
+
+
+def test_a_test_that_lets_too_many_through_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square root of the acceptance probability: a bias that only steps which are often refused show."""
+    kernel, real = HMC(1.1, 1.1, jitter=False), hamiltonian._metropolis
+    check_invariance(kernel, Gaussian)
+    monkeypatch.setattr(hamiltonian, "_metropolis", lambda *a: real(*a[:9], a[9].square(), a[10]))
+    with pytest.raises(AssertionError):
+        check_invariance(kernel, Gaussian)
 
 
 def _without_test(state: Any, step_size: float, metric: Any, steps: int, g: Any) -> Any:
