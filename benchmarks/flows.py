@@ -93,20 +93,32 @@ def main() -> None:
     parser.add_argument("--what", nargs="*", default=list(FAST), choices=FAST)
     parser.add_argument("--jax", action="store_true", help="add flowjax, jitted (it uses every core)")
     parser.add_argument("--compiled", nargs="*", default=["pyrodgm"], help="who is compiled too by --compile")
+    parser.add_argument("--builds", type=int, default=1, help="instances of every contender: they differ by 2 to 5 %%")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="nflows|normflows|zuko")
     print(hardware(options))
     for title, (build, tasks, in_jax) in CASES.items():
         if options.cases and not any(word in title for word in options.cases):
             continue
-        torch.manual_seed(0)
-        contenders, x = build(device=options.device)
-        pyro.enable_validation(False)  # after the imports: zuko's changes torch's flag
-        torch.distributions.Distribution.set_default_validate_args(False)
-        if options.compile:
-            contenders += [compiled(c) for c in contenders if c.name in options.compiled]
-        jitted = [in_jax()] if options.jax and in_jax else []
-        report(title, contenders, jitted, x, [what for what in tasks if what in options.what], options)
+        what = [task for task in tasks if task in options.what]
+        times: dict[str, dict[str, list[float]]] = {task: {} for task in what}
+        for i in range(options.builds):
+            torch.manual_seed(i)
+            contenders, x = build(device=options.device)
+            pyro.enable_validation(False)  # after the imports: zuko's changes torch's flag
+            torch.distributions.Distribution.set_default_validate_args(False)
+            if options.compile:
+                contenders += [compiled(c) for c in contenders if c.name in options.compiled]
+            jitted = [in_jax()] if options.jax and in_jax else []
+            for task in what:
+                for name, found in measure(title, task, contenders, jitted, x, options).items():
+                    times[task].setdefault(name, []).extend(found)
+        counts = {c.name: sum(p.numel() for p in c.parameters) for c in contenders} | {
+            j.name: j.parameters for j in jitted
+        }
+        notes = {name: f"{count:,} parameters" for name, count in counts.items()}
+        for task in what:
+            print(table(f"{title}: {task}", times[task], contenders[0].name, notes), flush=True)
 
 
 def compiled(contender: Contender) -> Contender:
@@ -115,24 +127,24 @@ def compiled(contender: Contender) -> Contender:
     return Contender(f"{contender.name}, compiled", contender.parameters, torch.compile(contender.log_prob), None, draw)
 
 
-def report(
-    title: str, contenders: list[Contender], jitted: list[Jitted], x: Tensor, what: list[str], options: Any
-) -> None:
-    """The tables of one case."""
-    counts = {c.name: sum(p.numel() for p in c.parameters) for c in contenders} | {j.name: j.parameters for j in jitted}
-    notes = {name: f"{count:,} parameters" for name, count in counts.items()}
-    tasks: dict[str, dict[str, Callable[[], Any]]] = {
-        "train": {c.name: step(lambda c=c: -c.log_prob(x).mean(), c.parameters) for c in contenders},
-        "log_prob": {c.name: torch.no_grad()(lambda c=c: c.log_prob(x)) for c in contenders},
-        "sample": {c.name: torch.no_grad()(c.sample) for c in contenders if c.sample},
-        "vi": {c.name: step(partial(reverse_kl, c.draw), c.parameters) for c in contenders if c.draw},
-    }
-    for task in what:
-        slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
-        tasks[task].update({j.name: j.tasks[task] for j in jitted})
-        repeats, warmup = (3, 1) if slow else (options.repeats, options.warmup)
-        times = interleave(tasks[task], repeats, warmup, options.device)
-        print(table(f"{title}: {task}", times, contenders[0].name, notes), flush=True)
+def measure(
+    title: str, task: str, contenders: list[Contender], jitted: list[Jitted], x: Tensor, options: Any
+) -> dict[str, list[float]]:
+    """Milliseconds of one task of one case."""
+    if task == "train":
+        calls: dict[str, Callable[[], Any]] = {
+            c.name: step(lambda c=c: -c.log_prob(x).mean(), c.parameters) for c in contenders
+        }
+    elif task == "log_prob":
+        calls = {c.name: torch.no_grad()(lambda c=c: c.log_prob(x)) for c in contenders}
+    elif task == "sample":
+        calls = {c.name: torch.no_grad()(c.sample) for c in contenders if c.sample}
+    else:
+        calls = {c.name: step(partial(reverse_kl, c.draw), c.parameters) for c in contenders if c.draw}
+    calls.update({j.name: j.tasks[task] for j in jitted})
+    slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
+    repeats, warmup = (3, 1) if slow else (options.repeats, options.warmup)
+    return interleave(calls, repeats, warmup, options.device)
 
 
 if __name__ == "__main__":

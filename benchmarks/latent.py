@@ -66,6 +66,7 @@ def steps_of(row: Row, model: VAE, table: Table, run: dict[str, Any], options: a
 def train(row: Row, model: VAE, table: Table, folder: Path | None, options: argparse.Namespace) -> dict[str, Any]:
     """A run of the row: its epochs, its steps, its seconds, and the processor's."""
     run = {"batch_size": options.batch_size, "device": options.device, "seed": options.seed, "progress": False}
+    run["precision"] = options.precision
     steps = steps_of(row, model, table, run, options)
     processor = time.process_time()
     fit = pyrodgm.fit(
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", default="32-true", help="of training; figures are always of float32")
     parser.add_argument("--smoke", action="store_true", help="a few steps, rows and particles: does it run?")
     parser.add_argument("--out", type=Path, default=None, help="folder of results, checkpoints and parameters")
     options = parser.parse_args()

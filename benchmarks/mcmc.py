@@ -1,15 +1,17 @@
 """Effective draws a second of MCMC engines on the same posteriors, in one run.
 
-Ours (HMC, ChEES, NUTS) beside Pyro's NUTS, NumPyro's NUTS (vectorised chains, jitted) and blackjax's NUTS (vmap, jit),
-all in float32. The figure is arviz's bulk ESS, the smallest over the parameters, a second of sampling, and a second of
-everything (tracing, compiling, warm-up, sampling). A row whose R-hat exceeds 1.05 is marked: its ESS means nothing.
+Ours (HMC, ChEES, NUTS, MEADS, HMC with a low-rank metric) beside Pyro's NUTS, NumPyro's NUTS (vectorised chains,
+jitted) and blackjax's NUTS (vmap, jit), all in float32. The figure is arviz's bulk ESS, the smallest over the
+parameters, a second of sampling, and a second of everything (tracing, compiling, warm-up, sampling). A row whose R-hat
+exceeds 1.05 is marked: its ESS means nothing.
 
 Each engine compiles anew, with no kernel left from the one before. Pyro's draws are sequential and slow: it makes one
 chain, with warm-up of its own length, and stops after ``--pyro-seconds`` of sampling.
 
 After each model the engines' posterior means are compared with those of the engine of the largest smallest ESS: the
 largest difference in Monte Carlo standard errors over all parameters, beside the bound that independent correct engines
-exceed once in a thousand comparisons of so many parameters.
+exceed once in a thousand comparisons of so many parameters. Engines that an earlier call wrote to ``--out`` with
+the same settings are compared along, so slow engines can have a call each.
 
     python benchmarks/mcmc.py --models "eight schools" radon --chains 1 64 --engines NUTS ChEES NumPyro
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -34,7 +37,7 @@ from torch._inductor.utils import fresh_cache
 
 import pyrodgm
 from pyrodgm.diagnostics.inference_data import arviz, many_chains
-from pyrodgm.kernels import HMC, NUTS, ChEES, Kernel
+from pyrodgm.kernels import HMC, MEADS, NUTS, ChEES, Kernel, LowRank
 
 Found = tuple[dict[str, np.ndarray], float, float]  # draws by site, seconds of sampling, seconds in all
 
@@ -48,12 +51,12 @@ class Score(NamedTuple):
     error: np.ndarray
 
 
-def ours(make: Callable[[], Kernel]) -> Callable[..., Found]:
+def ours(make: Callable[..., Kernel]) -> Callable[..., Found]:
     def run(model: Model, chains: int, options: argparse.Namespace) -> Found:
         with nullcontext() if options.eager else fresh_cache():
             posterior = pyrodgm.mcmc(
                 model.program,
-                make(),
+                make() if options.target is None else make(target=options.target),
                 *model.args,
                 chains=chains,
                 warmup=options.warmup,
@@ -89,7 +92,7 @@ def pyro_nuts(model: Model, chains: int, options: argparse.Namespace) -> Found:
             raise _Enough
 
     began = time.perf_counter()
-    kernel = reference.NUTS(model.program)
+    kernel = reference.NUTS(model.program, target_accept_prob=options.target or 0.8)
     sampler = reference.MCMC(
         kernel, options.draws, min(options.warmup, options.pyro_warmup), disable_progbar=True, hook_fn=hook
     )
@@ -114,7 +117,9 @@ def in_jax(name: str) -> Callable[..., Found]:
     def run(model: Model, chains: int, options: argparse.Namespace) -> Found:
         import mcmc_numpyro
 
-        return getattr(mcmc_numpyro, name)(model, chains, options.warmup, options.draws, options.seed)
+        return getattr(mcmc_numpyro, name)(
+            model, chains, options.warmup, options.draws, options.seed, options.target or 0.8
+        )
 
     return run
 
@@ -123,10 +128,14 @@ ENGINES: dict[str, Callable[..., Found]] = {
     "HMC": ours(HMC),
     "ChEES": ours(ChEES),
     "NUTS": ours(NUTS),
+    "MEADS": ours(lambda **_: MEADS()),  # it has no acceptance to aim at
+    "HMC low-rank": ours(lambda **settings: HMC(metric=LowRank(), **settings)),
     "NumPyro": in_jax("numpyro_nuts"),
     "blackjax": in_jax("blackjax_nuts"),
     "Pyro": pyro_nuts,
 }
+
+FEWEST = {"ChEES": 2, "MEADS": 8}  # chains
 
 
 def score(draws: dict[str, np.ndarray], sites: tuple[str, ...]) -> Score:
@@ -175,6 +184,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300)
     parser.add_argument("--pyro-warmup", type=int, default=200)
     parser.add_argument("--pyro-seconds", type=float, default=30.0)
+    parser.add_argument("--target", type=float, default=None, help="acceptance of every engine; default: each its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="no compiling")
@@ -189,18 +199,20 @@ def main() -> None:
         options.pyro_warmup = 10
     if {"NumPyro", "blackjax"} & set(options.engines):
         _prepare()
-    print(f"{'model':24s} {'chains':>6s} {'engine':8s} {'ESS':>9s} {'ESS/s':>10s} {'ESS/s in all':>13s} {'R-hat':>6s}")
+    print(f"{'model':24s} {'chains':>6s} {'engine':12s} {'ESS':>9s} {'ESS/s':>10s} {'ESS/s in all':>13s} {'R-hat':>6s}")
     for name in options.models:
         model = MODELS[name]()
         for chains in options.chains:
-            scores: dict[str, Score] = {}
+            settings = {"model": name, "of": chains, "seed": options.seed, "warmup": options.warmup}
+            settings |= {"draws": options.draws, "target": options.target}
+            scores = _read(options.out, settings)
             for engine in options.engines:
-                if (engine == "Pyro" and chains != options.chains[0]) or (engine == "ChEES" and chains < 2):
+                if (engine == "Pyro" and chains != options.chains[0]) or (engine in FEWEST and chains < FEWEST[engine]):
                     continue
                 draws, sampling, total = ENGINES[engine](model, chains, options)
                 found = scores[engine] = score(draws, model.sites)
                 row = {
-                    "model": name,
+                    **settings,
                     "chains": 1 if engine == "Pyro" else chains,
                     "engine": engine,
                     "ess": found.ess,
@@ -209,10 +221,12 @@ def main() -> None:
                     "seconds": sampling,
                     "seconds_in_all": total,
                     "rhat": found.rhat,
+                    "mean": found.mean.tolist(),
+                    "error": found.error.tolist(),
                 }
                 mark = "" if found.rhat < 1.05 else " not converged"
                 print(
-                    f"{name:24s} {row['chains']:6d} {engine:8s} {found.ess:9.0f} {found.ess / sampling:10.1f} "
+                    f"{name:24s} {row['chains']:6d} {engine:12s} {found.ess:9.0f} {found.ess / sampling:10.1f} "
                     f"{found.ess / total:13.1f} {found.rhat:6.3f}{mark}",
                     flush=True,
                 )
@@ -221,11 +235,21 @@ def main() -> None:
             bound = float(norm.isf(0.0005 / count))
             off = compare_means(scores)
             print(f"means of {count} parameters, bound {bound:.1f} standard errors: {_listed(off)}", flush=True)
-            _write(options.out, {"model": name, "chains": chains, "means": off, "bound": bound, "parameters": count})
+            _write(options.out, {**settings, "means": off, "bound": bound, "parameters": count})
 
 
 def _listed(off: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in off.items())
+
+
+def _read(path: str | None, settings: dict[str, Any]) -> dict[str, Score]:
+    """What an earlier call with the same settings found."""
+    if path is None or not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        rows = [json.loads(line) for line in file]
+    rows = [row for row in rows if "engine" in row and all(row[k] == v for k, v in settings.items())]
+    return {r["engine"]: Score(r["ess"], r["rhat"], np.array(r["mean"]), np.array(r["error"])) for r in rows}
 
 
 def _write(path: str | None, row: dict[str, Any]) -> None:

@@ -139,13 +139,13 @@ def _written_again(model: Model) -> tuple[Callable[..., None], tuple[Any, ...]]:
     return PROGRAMS[model.program.__name__], args
 
 
-def numpyro_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int) -> Found:
+def numpyro_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int, target: float = 0.8) -> Found:
     """``MCMC`` with vectorised chains. It compiles anew in every run, so sampling alone is timed by a jitted scan of
     the same kernel from where warm-up ended, called a second time."""
     jax.clear_caches()
     program, args = _written_again(model)
     began = time.perf_counter()
-    kernel = NUTS(program)
+    kernel = NUTS(program, target_accept_prob=target)
     sampler = MCMC(
         kernel,
         num_warmup=warmup,
@@ -175,7 +175,7 @@ def numpyro_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int) 
     return {k: np.asarray(v) for k, v in found.items()}, time.perf_counter() - again, in_all
 
 
-def blackjax_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int) -> Found:
+def blackjax_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int, target: float = 0.8) -> Found:
     """Stan's window adaptation and NUTS of blackjax over NumPyro's potential, each chain by ``vmap``, jitted.
 
     Each chain adapts by itself, as blackjax's adaptation does.
@@ -189,7 +189,7 @@ def blackjax_nuts(model: Model, chains: int, warmup: int, draws: int, seed: int)
     def log_density(z: Any) -> Array:
         return -found.potential_fn(z)
 
-    windows = blackjax.window_adaptation(blackjax.nuts, log_density)
+    windows = blackjax.window_adaptation(blackjax.nuts, log_density, target_acceptance_rate=target)
 
     def warm(key: Array, z: Any) -> tuple[Any, Any]:
         (state, parameters), _ = windows.run(key, z, num_steps=warmup)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -38,9 +39,10 @@ def interleave(
     """Milliseconds of each call. Every round runs all contenders, so a busy moment of the machine hits them alike."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    names, order = list(contenders), random.Random(0)
     for i in range(warmup + repeats):
-        names = list(contenders)
-        for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody always follows the same neighbour
+        order.shuffle(names)  # nobody always follows the same neighbour, whose memory and caches it would inherit
+        for name in names:
             wait()
             start = time.perf_counter()
             contenders[name]()

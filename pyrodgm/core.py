@@ -29,9 +29,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.conditional import ConditionalDistribution
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import is_validation_enabled, site_is_subsample
 from torch import Tensor, nn
 
 from pyrodgm.draws import draw_from
@@ -43,11 +44,13 @@ __all__ = [
     "Implicit",
     "Latent",
     "Tractable",
+    "check_guide_sites",
     "data_plate",
     "evaluating",
     "expand_to",
     "join_context",
     "latent_rows",
+    "observed_part",
     "sample_sites",
 ]
 
@@ -128,6 +131,45 @@ def latent_rows(trace: Any, rows: int) -> Tensor:
     """
     sites = [s for s in sample_sites(trace).values() if not s["is_observed"] and not s["infer"].get("is_auxiliary")]
     return torch.cat([site["value"].reshape(rows, -1) for site in sites], -1)
+
+
+def check_guide_sites(guide_trace: Any, program_trace: Any) -> None:
+    """Under Pyro's validation, see that the guide samples exactly the program's latent sites, auxiliary ones apart.
+
+    Raises: ValueError if it does not: what the two have not in common would count in no bound, or in a wrong one.
+    """
+    if not is_validation_enabled():
+        return
+    drawn = {k for k, site in sample_sites(guide_trace).items() if not site["infer"].get("is_auxiliary")}
+    latents = {k for k, site in sample_sites(program_trace).items() if not site["is_observed"]}
+    if drawn != latents:
+        raise ValueError(
+            f"expected a guide that samples the program's latent sites {sorted(latents)}, got {sorted(drawn)}; rename "
+            'them, and mark what the program does not have by infer={"is_auxiliary": True}'
+        )
+
+
+def observed_part(x: Tensor, mask: Tensor) -> Tensor:
+    """``mask`` with the shape of x: True where x is observed.
+
+    Raises: TypeError for a mask that is not boolean; ValueError if it does not broadcast against x, or if what is
+        observed is not finite.
+    Example:
+        >>> observed_part(torch.zeros(2, 3), torch.tensor([True, False, True])).shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"expected mask as a boolean tensor, True where x is observed, got {got}; use mask.bool()")
+    try:
+        observed = mask.to(x.device).expand_as(x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected mask to broadcast against x of shape {tuple(x.shape)}, got {tuple(mask.shape)}"
+        ) from error
+    if not bool((x.isfinite() | ~observed).all()):
+        raise ValueError("expected finite numbers where mask is True, got others; set mask False where x is missing")
+    return observed
 
 
 class EmptyGuide(nn.Module):
@@ -220,6 +262,8 @@ class GenerativeModel(nn.Module):
         Integers and booleans become the model's floating type.
         Raises: ValueError for a wrong shape; TypeError for another floating type.
         """
+        if context is None and not self.context and type(x) is Tensor and self._fits(x):
+            return x, None  # by few lines: a training step of a small model feels every one
         if x is not None:
             x = self._check_x(x)
         if self.context and context is None:
@@ -237,6 +281,13 @@ class GenerativeModel(nn.Module):
                     "class labels go in one-hot"
                 )
         return x, context
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether x is rows of the model's type, as far as that is known."""
+        where = self.__dict__.get("_typed")
+        tensor = None if where is None else where[0].get(where[1])
+        event = self.event_shape
+        return tensor is not None and x.dtype == tensor.dtype and x.shape[-len(event) :] == event
 
     def _check_x(self, x: Tensor) -> Tensor:
         x = self._as_float(x, "x")
@@ -276,8 +327,8 @@ class GenerativeModel(nn.Module):
             batch_size: rows drawn at once; the default bounds the memory of one event.
         Shapes: returns (n, *B, *event).
         """
-        if n is not None and n < 1:
-            raise ValueError(f"expected n >= 1 samples, got {n}")
+        if n is not None and (not hasattr(n, "__index__") or n < 1):
+            raise ValueError(f"expected n >= 1 samples, a whole number, got {n}")
         _, context = self.check(None, context)
         lead = (() if n is None else (n,)) + (() if context is None else tuple(context.shape[:-1]))
         rows = math.prod(lead)
@@ -371,14 +422,30 @@ class Latent(GenerativeModel):
         ELBO, IWAE, Renyi bounds and held-out likelihood are means of these.
 
         Shapes: x (B, *event) -> (K, B).
-        Raises: ValueError if the guide samples a site outside the data plate: that one has no weight of its row.
+        Raises: ValueError if the guide samples a site outside the data plate: that one has no weight of its row; under
+            Pyro's validation, also if its sites are not the program's latent ones; for x that is not rows and for
+            particles < 1.
         """
-        x, context = self.check(x, context)
+        x, context = self.check_rows(x, context)
+        if particles < 1:
+            raise ValueError(f"expected particles >= 1, got {particles}")
         guide_trace = self.particle_trace(self.guide, particles, x, context, n)
         model_trace = self.particle_trace(poutine.replay(self, trace=guide_trace), particles, x, context, n)
+        check_guide_sites(guide_trace, model_trace)
         log_p = self.row_log_prob(model_trace)
         log_q = self.row_log_prob(guide_trace)
         return (log_p - log_q).expand(particles, len(x))
+
+    def check_rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`check`, for x of one leading dimension, the rows.
+
+        Raises: ValueError for a lone row without it, or for more dimensions.
+        """
+        x, context = self.check(x, context)
+        if x.dim() != 1 + len(self.event_shape):
+            event = ", ".join(map(str, self.event_shape))
+            raise ValueError(f"expected x of shape (rows, {event}), got {tuple(x.shape)}; reshape it to rows")
+        return x, context
 
     @staticmethod
     def particle_trace(
@@ -404,7 +471,7 @@ class Latent(GenerativeModel):
                     "use an ELBO for programs with global latents"
                 )
             log_prob = site["fn"].log_prob(site["value"])
-            total = total + (log_prob if site["mask"] is None else log_prob * site["mask"])
+            total = total + scale_and_mask(log_prob, mask=site["mask"])  # by choosing: -inf * 0 is nan
         return total
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
@@ -419,7 +486,7 @@ class Latent(GenerativeModel):
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x drawn again from z ~ q(z | x): (B, *event) -> (B, *event), in eval mode."""
-        x, context = self.check(x, context)
+        x, context = self.check_rows(x, context)
         with evaluating(self), poutine.block():
             trace = poutine.trace(self.guide).get_trace(x, context)
             return poutine.replay(self, trace=trace)(None, context, n=len(x))
@@ -438,20 +505,24 @@ class Latent(GenerativeModel):
             steps: sweeps of the chain.
         Shapes: returns (B, *event); the observed part is x itself.
         Raises: TypeError if the coordinates are dependent given z (a flow or MADE as likelihood): the missing ones are
-            then no plain draw from it.
+            then no plain draw from it, or for a mask that is not boolean; ValueError if the mask does not fit x, or
+            if what is observed is not finite, or for steps < 0.
         Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
         """
         from pyrodgm.distributions.factors import factors  # which is made of what stands in this file
 
-        x, context = self.check(x, context)
+        x, context = self.check_rows(x, context)
+        if steps < 0:
+            raise ValueError(f"expected steps >= 0, got {steps}")
         with evaluating(self), poutine.block():
             drawn: Any = poutine.trace(self).get_trace(None, context, n=len(x)).nodes["x"]
             factors(drawn["fn"])  # what is observed must not tell of what is missing but by way of z
-            filled = torch.where(mask, x, drawn["value"])
+            observed = observed_part(x, mask)
+            filled = torch.where(observed, x, drawn["value"])
             trace = poutine.trace(self.guide).get_trace(filled, context)
             for _ in range(steps):
                 draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))
-                filled = torch.where(mask, x, draw)
+                filled = torch.where(observed, x, draw)
                 trace = self._metropolis(trace, filled, context)
             return filled
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def test_every_member_fits(member: object, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("name", ["MADE", "VAE", "GAN"])
 def test_real_data_choose_their_likelihood(name: str, tmp_path: Path) -> None:
     assert main(["fit", name, "wine", "--out", str(tmp_path / "r"), "--hidden", "8", *QUICK]) == 0
+    run = load_run(tmp_path / "r")
+    assert bool(run.model.support.check(torch.full((13,), -7.3)))  # as no zero or one is
+    value = run.metrics["held_out"]["value"]
+    assert value is None if name == "GAN" else math.isfinite(value)
 
 
 def test_the_command_of_a_report_makes_the_same_run(made: Path, tmp_path: Path) -> None:
@@ -90,14 +95,18 @@ def test_arguments_of_the_objective(tmp_path: Path) -> None:
 def test_sample(ending: str, moons: Path, tmp_path: Path) -> None:
     out = tmp_path / f"new/s.{ending}"
     assert main(["sample", str(moons), "-n", "6", "--out", str(out), "--label", "1"]) == 0
+    expected = load_run(moons).sample(6, "1").numpy()
     if ending == "npy":
-        assert np.load(out).shape == (6, 2)
+        np.testing.assert_array_equal(np.load(out), expected)
     elif ending == "npz":
         stored = np.load(out)
-        assert stored["x"].shape == (6, 2)
+        np.testing.assert_array_equal(stored["x"], expected)
         assert stored["y"].tolist() == [1] * 6
     elif ending == "csv":
         assert out.read_text().splitlines()[0] == "x0,x1,label"
+        table = np.loadtxt(out, delimiter=",", skiprows=1)
+        np.testing.assert_allclose(table[:, :2], expected, rtol=1e-6)  # seven digits
+        assert table[:, 2].tolist() == [1.0] * 6
     else:
         assert out.read_bytes().startswith(b"\x89PNG")
 
@@ -172,14 +181,14 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture
         (["fit", "MAD", "digits", "--out", "x"], "did you mean MADE"),
         (["fit", "MADE", "digit_binary", "--out", "x"], "did you mean digits_binary?"),
         (["fit", "MADE", "digits", "--out", "x", "--hiden", "3"], "did you mean --hidden?"),
-        (["fit", "MADE", "digits", "--out", "x", "--hidden", "wide"], "int"),
-        (["fit", "MADE", "digits", "--out", "x", "--lr", "fast"], "float"),
+        (["fit", "MADE", "digits", "--out", "x", "--lr", "fast"], "expected --lr as float, got 'fast'"),
+        (["fit", "MADE", "digits", "--out", "x", "--hidden", "wide"], "expected --hidden as int, got 'wide'"),
         (["fit", "MADE", "digits", "--out", "x", "--epochs", "1", "--steps", "1"], "epochs or steps"),
         (["fit", "MADE", "digits", "--out", "x", "--epochs", "0"], "epochs as a whole number >= 1"),
         (["fit", "MADE", "digits", "--out", "x", "--batch_size", "0"], "batch_size"),
         (["fit", "MADE", "digits", "--out", "x", "--lr", "0"], "lr > 0"),
         (["fit", "MADE", "digits", "--out", "x", "--clip", "-1"], "clip > 0"),
-        (["fit", "MADE", "digits", "--out", "x", "--seed", "-1"], "seed >= 0"),
+        (["fit", "MADE", "digits", "--out", "x", "--seed", "-1"], "seed as a whole number >= 0"),
         (["fit", "MADE", "digits", "--out", "x", "--device", "gpu"], 'device "auto"'),
         (["fit", "MADE", "digits", "--out", "x", "--devices", "0"], "devices"),
         (["fit", "MADE", "digits", "--out", "x", "--precision", "12"], "recision"),
@@ -264,3 +273,4 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if "MADE" in words:
         assert "--hidden" in out
         assert "--compile" in out
+        assert "train as without, with a warning that says why" in " ".join(out.split())  # a note's second line too

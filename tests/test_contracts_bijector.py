@@ -113,6 +113,23 @@ def test_claims(name, conditional):
     check_claims(name, conditional)
 
 
+# Pixels and fixed transforms act on numbers of any event; a continuous flow is refused by its network.
+SIZED = [name for name in BIJECTORS if not name.startswith(("Pixels", "Fixed", "Continuous"))]
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_another_size_is_refused(name):
+    """Too many features, or one that broadcasts, are mistakes: no answer is made up, in any direction or start."""
+    case = BIJECTORS[name]
+    bijector = ready(case)
+    t = bijector.condition()
+    for event, ways in [(case.event, (t.call_and_ladj, bijector.initialize)), (case.image, (t.inverse_and_ladj,))]:
+        for size in {1, event[0] + 1} - {event[0]}:
+            for way in ways:
+                with pytest.raises(ValueError, match=r"expected x of shape \(\*, "):
+                    way(torch.rand(N, size, *event[1:], dtype=torch.float64))
+
+
 @every
 def test_nothing_goes_stale(name, conditional):
     check_nothing_goes_stale(name, conditional)
@@ -121,6 +138,30 @@ def test_nothing_goes_stale(name, conditional):
 @pytest.mark.parametrize("name", [name for name, case in BIJECTORS.items() if case.conditional])
 def test_context_changes_the_map(name):
     check_context_changes_the_map(name)
+
+
+def check_autocast_leaves_x_its_digits(name, conditional=False):
+    """Networks may compute in bfloat16, the same numbers in both directions; what they set is applied in float32."""
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector, x = ready(case, conditional).float(), inputs(case).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        t = bijector.condition(None if context is None else context.float())
+        y, ladj = t.call_and_ladj(x)
+        back, back_ladj = t.inverse_and_ladj(y)
+    assert y.dtype is back.dtype is torch.float32
+    # One product in bfloat16 would be off by 2^-9 of its terms, four times this; float32 leaves room for steep maps.
+    torch.testing.assert_close(back, x, rtol=5e-4, atol=5e-4)
+    torch.testing.assert_close(back_ladj, -ladj, rtol=5e-4, atol=5e-4)
+
+
+# What multiplies x itself by matrices, and what stands for the others.
+AUTOCAST = ("LULinear", "LULinear rotation", "LULinear image", "Householder", "Planar", "ActNorm", "AffineCoupling")
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_leaves_x_its_digits(name, conditional):
+    check_autocast_leaves_x_its_digits(name, conditional)
 
 
 @every

@@ -338,6 +338,17 @@ def test_renyi_of_order_one_is_the_elbo():
     )
 
 
+def test_a_reconstruction_is_drawn_through_the_guide():
+    """Its mean is a sum over every z: q(z | x) E[x' | z], and not the prior's."""
+    vae, x = binary_vae(), all_binary((3,))[5:6]
+    z = all_binary((2,))
+    given_z = vae.decode(z).base_dist.mean  # (4, 3)
+    expected = vae.posterior(x).log_prob(z).exp() @ given_z
+    prior = vae.prior.log_prob(z).exp() @ given_z
+    assert (expected - prior).abs().max() > 0.03  # twelve standard errors of the draws
+    assert_means_agree(*mean_and_error(vae.reconstruct(x.expand(40_000, -1))), expected)
+
+
 def test_rows_of_a_program_with_global_latents_have_no_weights():
     model, x = models_for_elbo("global latent")
     with pytest.raises(ValueError, match="'mu' lies outside the data plate"):
@@ -454,6 +465,61 @@ def test_what_cannot_be_completed_is_refused():
         resample_missing(vae, x[:, :4], mask[:4])
     with pytest.raises(TypeError, match="independent dimensions"):
         resample_missing(Dequantized(RealNVP(2, 2, HIDDEN), 4), x[:, :2].float(), mask[:2])
+
+
+@pytest.mark.parametrize("complete", [CHAIN, resample_missing, Dequantized.complete], ids=["chain", "SIR", "cells"])
+def test_masks_that_do_not_fit_are_refused(complete):
+    vae, x, mask = linear_vae(), torch.zeros(3, 4).double(), torch.arange(4) < 2
+    with pytest.raises(TypeError, match=r"boolean tensor, True where x is observed, got torch\.float32"):
+        complete(vae, x, mask.float())
+    with pytest.raises(TypeError, match="got list"):
+        complete(vae, x, mask.tolist())
+    with pytest.raises(ValueError, match=r"broadcast against x of shape \(3, 4\), got \(3,\)"):
+        complete(vae, x, mask[:3])
+    with pytest.raises(ValueError, match="finite numbers where mask is True"):
+        complete(vae, torch.where(mask, torch.nan, x), mask)
+
+
+@pytest.mark.parametrize("complete", [CHAIN, resample_missing], ids=["chain", "SIR"])
+def test_what_is_missing_may_be_nan(complete):
+    mask = torch.arange(4) < 2
+    filled = complete(linear_vae(), torch.where(mask, 0.5, torch.nan).double().expand(3, 4), mask)
+    assert bool(filled.isfinite().all())
+    assert bool((filled[:, :2] == 0.5).all())
+
+
+def test_what_is_masked_has_no_weight_whatever_its_density():
+    def program(x):
+        with pyro.plate("data", 3, dim=-1), poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("x", dist.Normal(torch.tensor([0.0, torch.inf, 0.0]), 1.0, validate_args=False), obs=x)
+
+    found = Latent.row_log_prob(poutine.trace(program).get_trace(torch.zeros(3)))
+    torch.testing.assert_close(found, -0.5 * math.log(2 * math.pi) * torch.tensor([1.0, 0.0, 1.0]))
+
+
+class Misnamed(nn.Module):
+    """A guide whose latent has another name than the program's."""
+
+    def __init__(self, guide, infer=None):
+        super().__init__()
+        self.guide, self.infer = guide, infer
+
+    def forward(self, x=None, context=None, *, n=None):
+        with data_plate(x, context, n):
+            return pyro.sample("w", self.guide.condition(x), infer=self.infer)
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ELBO(3), ImportanceWeighted(3), ImportanceWeighted(3, doubly=True)])
+def test_a_guide_of_other_sites_is_refused(objective):
+    vae, x = ready(MODELS["VAE"]), rows(MODELS["VAE"], ready(MODELS["VAE"]), N)
+    vae.guide = Misnamed(vae.guide)
+    with pytest.raises(ValueError, match=r"latent sites \['z'\], got \['w'\]"):
+        objective.loss(vae, x)
+    with pytest.raises(ValueError, match=r"latent sites \['z'\], got \['w'\]"):
+        vae.log_weights(x)
+    vae.guide.infer = {"is_auxiliary": True}
+    with pytest.raises(ValueError, match=r"latent sites \['z'\], got \[\]"):
+        vae.log_weights(x)
 
 
 COMPOSED = {

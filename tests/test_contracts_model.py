@@ -127,8 +127,9 @@ def check_sample_shapes(name, conditional=False):
     assert not x.requires_grad
     assert model.training
     assert all(m.training for m in model.modules())
-    with pytest.raises(ValueError, match="n >= 1"):
-        model.sample(0, context if conditional else None)
+    for wrong in (0, 2.5, (3, 2)):
+        with pytest.raises(ValueError, match="n >= 1"):
+            model.sample(wrong, context if conditional else None)
 
 
 def check_gradients_reach_every_parameter(name, conditional=False):

@@ -207,14 +207,29 @@ def check_incremental_pass(name, conditional=False):
             torch.testing.assert_close(state.result(), slow)
 
 
+def _acts_by_codes(net, x, categories):
+    """Which outputs another code of each feature moves: (output feature, input feature)."""
+    codes = torch.randint(categories, x.shape, generator=torch.Generator().manual_seed(0)).to(x.dtype)
+    moved = []
+    with torch.no_grad():
+        for d in range(x.shape[-1]):
+            other = codes.clone()
+            other[:, d] = (other[:, d] + 1) % categories
+            moved.append(((net(other) - net(codes)).abs() > 0).any(0).any(0))  # (B, P, D) -> (D,)
+    return torch.stack(moved, 1)
+
+
 def check_autoregressive(name, conditional=False):
     """d output / d input is 0 from ranks at or above, by autodiff; below, some of it acts."""
     model = ready(MODELS[name], conditional)
     context = context_of(conditional, 8)
     net, x = model.net, torch.randn(8, *model.event_shape, dtype=torch.float64)
     for mask in range(net.masks):
-        jacobian = torch.autograd.functional.jacobian(lambda v, m=mask: net(v, context, m).sum(0), x)  # (P, D, B, D)
-        acts = jacobian.abs().amax((0, 2)) > 0  # (output feature, input feature)
+        if net.categories:
+            acts = _acts_by_codes(lambda v, m=mask: net(v, context, m), x, net.categories)
+        else:
+            jacobian = torch.autograd.functional.jacobian(lambda v, m=mask: net(v, context, m).sum(0), x)
+            acts = jacobian.abs().amax((0, 2)) > 0  # (P, D, B, D) -> (output feature, input feature)
         rank = net.ranks[mask]
         allowed = rank[:, None] > rank
         assert not bool((acts & ~allowed).any()), f"mask {mask} leaks"

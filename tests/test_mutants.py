@@ -28,6 +28,9 @@ import test_implicit as implicit_guides
 import test_incremental as increments
 import test_latent_measures as measures
 import test_latent_players as players
+import test_low_rank as low_ranks
+import test_meads as meads_tests
+import test_minibatch_programs as subsamples
 import test_noise_contrastive as contrasts
 import test_replay as replays
 import test_resampled as refusals
@@ -53,7 +56,7 @@ from pyrodgm.energy import bipartite, dbm, dbn, gap, rbm, twins, visible_units
 from pyrodgm.evaluation import target
 from pyrodgm.guides import Contrast, FullCovariance, SemiAmortized, contrast, local, program
 from pyrodgm.implicit import GAN
-from pyrodgm.kernels import MALA, RandomWalk
+from pyrodgm.kernels import MALA, MEADS, LowRank, RandomWalk, low_rank, meads, metric
 from pyrodgm.latent import completion
 from pyrodgm.nets import masked
 from pyrodgm.objectives import (
@@ -78,6 +81,7 @@ from pyrodgm.objectives import (
     infovae,
     wake_sleep,
 )
+from pyrodgm.objectives.partition import PartitionMemory
 from pyrodgm.tractable import Parametric, resampled
 
 
@@ -154,13 +158,13 @@ MUTANTS = {
         coupling._CouplingTransform, "_raw", "self.context,", "self.context * 0,",
         bijector.check_context_changes_the_map, ("AffineCoupling",)),
     "a curve that goes up where it goes down": Mutant(
-        spline_rational._Curve, "backward", "to_y * slope + l_xi", "to_y * slope - l_xi",
+        spline_rational._Spline, "backward", "to_y * slope + l_xi", "to_y * slope - l_xi",
         splines.check_gradients, (RationalQuadraticSpline(3), False)),
     "an inverse that forgets the implicit function": Mutant(
-        spline_rational._Curve, "backward", "-(to_xi + l_xi) / slope", "-to_xi / slope",
+        spline_rational._Spline, "backward", "-(to_xi + l_xi) / slope", "-to_xi / slope",
         splines.check_gradients, (RationalQuadraticSpline(3), True)),
     "bins whose widths need not sum to one": Mutant(
-        spline_bins._Locate, "backward", ".sub_(mean.unsqueeze(-2))", "",
+        spline_rational, "bin_gradient", "-mean.unsqueeze(1), is_before", "0 * mean.unsqueeze(1), is_before",
         splines.check_gradients, (RationalQuadraticSpline(3), False)),
     "a bin's other knot": Mutant(
         spline_bins, "_knots", "if circular else index + 1", "if circular else index",
@@ -211,6 +215,10 @@ MUTANTS = {
     "leaking mask, seen by the total": Mutant(
         masked.MaskedMLP, "_make_masks", "last > ", "last >= ",
         tractable.check_total_is_one, ("MADE",)),
+    "a code's block given to other codes": Mutant(
+        masked.MaskedMLP, "_make_masks", "ranks.repeat_interleave(self.categories or 1)",
+        "ranks.repeat(self.categories or 1)",
+        tractable.check_autoregressive, ("MADE categorical",)),
     "incremental pass misses a unit": Mutant(
         masked.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
         "self.begun[-1], max(self.ends[-1][i] - 1, self.begun[-1])",
@@ -373,6 +381,23 @@ MUTANTS = {
     "Langevin forgets the way back": Mutant(
         MALA, "step", "(gradient + gradient_y)", "(gradient + gradient)",
         energy.check_kernel_invariance, ("MALA",)),
+    "a level that forgets what it was measured in": Mutant(
+        meads, "_moved", "drifted / log_ratio.exp()", "drifted",
+        meads_tests.check_joint_law, (MEADS(1.7, 0.1, moves=3),)),
+    "refused momentum that goes on": Mutant(
+        meads, "_moved", "-refreshed)", "refreshed)", meads_tests.check_joint_law, (MEADS(1.7, 0.1, moves=3),)),
+    "momentum refreshed by too much": Mutant(
+        meads, "_moved", "(1 - part.square()).sqrt()", "(1 - part.square())",
+        energy.check_kernel_invariance, ("MEADS",)),
+    "a fold that reads itself": Mutant(
+        meads, "_measured", ".roll(1, 0)", "", meads_tests.test_no_setting_depends_on_what_it_moves),
+    "low-rank momenta of the inverse law": Mutant(
+        LowRank, "momentum", "values.rsqrt()", "values.sqrt()", low_ranks.check_products, (low_ranks.metric(),)),
+    "low-rank velocity without its directions": Mutant(
+        metric, "velocity", "(values - 1)", "values", low_ranks.check_products, (low_ranks.metric(),)),
+    "scores weighed like draws": Mutant(
+        low_rank, "_between", "_power(b, 0.5), _power(b, -0.5)", "_power(b, -0.5), _power(b, 0.5)",
+        low_ranks.test_on_a_gaussian_the_estimate_is_exact),
     "random walk at another temperature": Mutant(
         RandomWalk, "step", "energy - energy_y", "0.8 * (energy - energy_y)",
         energy.check_kernel_invariance, ("RandomWalk",)),
@@ -413,7 +438,23 @@ MUTANTS = {
         dbn.DeepBeliefNetwork, "log_weights", "- recognition", "- 0.9 * recognition",
         deep_beliefs.test_weights_are_unbiased, ((4, [3, 2]), 0)),
     "sleep without the top machine": Mutant(
-        UpDown, "forward", "model.descend(negative)", "model.descend(h[-1])", deep_beliefs.test_gradients_of_up_down),
+        UpDown, "forward", "model.descend(negative)", "model.descend(h[-1])", deep_beliefs.test_gradients_of_up_down,
+        (None,)),
+    "a tied top whose further units push": Mutant(
+        rbm.RBM, "tie", " - input_of_few_links(", " - 0 * input_of_few_links(",
+        deep_beliefs.test_units_beyond_the_tied_ones_say_nothing_to_second_order),
+    "few links to first order only": Mutant(
+        rbm, "input_of_few_links", " + (p * (1 - p) / 2) @ weight.square()", "",
+        deep_beliefs.test_units_beyond_the_tied_ones_say_nothing_to_second_order),
+    "a log Z that stands still": Mutant(
+        PartitionMemory, "of", "not _same(self._state, state)", "False",
+        contrastive.test_held_out_log_z_follows_the_optimiser, ("DBM", None)),
+    "a subsample's rows that one chain reads twice": Mutant(
+        subsamples, "subsets", "torch.where(seen, last[i], drawn[:, i])", "drawn[:, i]",
+        subsamples.test_subsets_are_uniform, (3000,)),
+    "starts of the even layers without their seed": Mutant(
+        dbm.DeepBoltzmannMachine, "log_partition", "self.draw_even(samples, each, generator)",
+        "self.draw_even(samples, each)", deep_machines.test_seeds_repeat_every_estimate_of_log_z),
     "no negatives in the gradient": Mutant(
         unnormalised.Unnormalised, "log_prob", "(missing - missing.detach())", "0 * missing",
         energy.check_training_gradient),

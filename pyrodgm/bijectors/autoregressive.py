@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.nets.incremental import IncrementalSolve
 from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
@@ -65,18 +65,19 @@ class _Sequential(Function):
 
 
 class _Transform(BijectiveTransform):
-    def __init__(self, net: MaskedMLP, univariate: Univariate, context: Tensor | None) -> None:
+    def __init__(self, net: MaskedMLP, univariate: Univariate, features: int, context: Tensor | None) -> None:
         super().__init__()
-        self.net, self.univariate, self.context = net, univariate, context
+        self.net, self.univariate, self.features, self.context = net, univariate, features, context
         self.domain = constraints.independent(univariate.domain, 1)
         self.codomain = constraints.independent(univariate.codomain, 1)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = check_size(x, self.features)
         y, ladj = self.univariate.call_and_ladj(self.net(x, self.context).to(x.dtype), x)
         return y, ladj.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        lead = y.shape[:-1]
+        lead = check_size(y, self.features).shape[:-1]
         context = self.context
         if context is not None:
             lead = torch.broadcast_shapes(lead, context.shape[:-1])
@@ -131,4 +132,4 @@ class Autoregressive(Bijector):
                 parameter.zero_()
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _Transform(self.net, self.univariate, self.check(context))
+        return _Transform(self.net, self.univariate, self.features, self.check(context))

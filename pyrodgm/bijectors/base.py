@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,36 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-__all__ = ["BijectiveTransform", "Bijector", "Compose", "ComposedTransform", "Inverse", "InverseTransform"]
+__all__ = [
+    "BijectiveTransform",
+    "Bijector",
+    "Compose",
+    "ComposedTransform",
+    "Inverse",
+    "InverseTransform",
+    "check_size",
+    "in_its_precision",
+]
+
+
+def check_size(x: Tensor, size: int, dims: int = 1) -> Tensor:
+    """x, if the first of its ``dims`` event dimensions has this size; otherwise broadcasting would make up an answer.
+
+    Raises: ValueError if it has another.
+    """
+    if x.dim() < dims or x.shape[-dims] != size:
+        rest = ", H, W" if dims == 3 else ""
+        raise ValueError(
+            f"expected x of shape (*, {size}{rest}), got {tuple(x.shape)}; build the bijector for the size of x"
+        )
+    return x
+
+
+def in_its_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A block for products with x itself: autocast may shorten what networks compute, not the variable of a density."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not of tensors without storage
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class BijectiveTransform(Transform):
@@ -216,7 +246,16 @@ class Inverse(Bijector):
 
 
 class Compose(Bijector):
-    """Bijectors in a row, the first applied first; each that takes a context gets it."""
+    """Bijectors in a row, the first applied first; each that takes a context gets it.
+
+    Args:
+        bijectors: none make the identity.
+    Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
+    Example:
+        >>> from pyrodgm.bijectors import Affine, AffineCoupling
+        >>> Compose([Affine(2), AffineCoupling(2)])(torch.zeros(3, 2))[0].shape
+        torch.Size([3, 2])
+    """
 
     def __init__(self, bijectors: Iterable[Bijector]) -> None:
         super().__init__()

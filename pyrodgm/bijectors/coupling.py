@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 from pyrodgm.core import join_context
 from pyrodgm.nets.conv import ConvNet
@@ -22,14 +22,14 @@ class _CouplingTransform(BijectiveTransform):
     def __init__(self, coupling: Coupling, context: Tensor | None) -> None:
         super().__init__()
         self.net, self.univariate, self.context = coupling.net, coupling.univariate, context
-        self.split, self.flip, self.dims = coupling.split, coupling.flip, coupling.dims
+        self.split, self.flip, self.dims, self.size = coupling.split, coupling.flip, coupling.dims, coupling.size
         self.domain = self.codomain = torch.distributions.constraints.independent(
             torch.distributions.constraints.real, self.dims
         )
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dim = -self.dims
-        first, second = x.split((self.split, x.shape[dim] - self.split), dim)  # one node of the graph, not two slices
+        sizes = self.split, self.size - self.split
+        first, second = check_size(x, self.size, self.dims).split(sizes, -self.dims)  # one node, not two slices
         return (second, first) if self.flip else (first, second)
 
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Coupling(Bijector):
         self.split = event[0] // 2 if split is None else split
         if not 0 < self.split < event[0]:
             raise ValueError(f"expected 0 < split < {event[0]}, the size of what is split, got {split}")
-        self.features, self.context, self.flip, self.dims = features, context, flip, len(event)
+        self.features, self.context, self.flip, self.dims, self.size = features, context, flip, len(event), event[0]
         self.univariate = ScaleShift() if univariate is None else univariate
         self.volume_preserving = self.univariate.volume_preserving
         self.triangular = not flip

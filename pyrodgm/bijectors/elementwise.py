@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import Univariate
 from pyrodgm.nets.mlp import MLP
 
@@ -25,10 +25,12 @@ class _ElementwiseTransform(BijectiveTransform):
         self.codomain = constraints.independent(univariate.codomain, 1)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = check_size(x, self.raw.shape[-1])
         y, ladj = self.univariate.call_and_ladj(self.raw.to(x.dtype), x)
         return y, ladj.sum(-1)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = check_size(y, self.raw.shape[-1])
         x, ladj = self.univariate.inverse_and_ladj(self.raw.to(y.dtype), y)
         return x, ladj.sum(-1)
 

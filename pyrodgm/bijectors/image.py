@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, Compose
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, Compose, check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.core import expand_to, join_context
 from pyrodgm.nets.conv import ConvNet
@@ -30,9 +30,11 @@ class _SqueezeTransform(BijectiveTransform):
         self.squeeze = squeeze
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(x, self.squeeze.channels, 3)
         return F.pixel_unshuffle(x, self.squeeze.factor), x.new_zeros(x.shape[:-3])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(y, self.squeeze.channels * self.squeeze.factor**2, 3)
         return F.pixel_shuffle(y, self.squeeze.factor), y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
@@ -62,12 +64,12 @@ class Squeeze(Bijector):
 
     def __init__(self, features: Shape, factor: int = 2) -> None:
         super().__init__()
-        _, height, width = _image(features)
+        channels, height, width = _image(features)
         if factor < 1 or height % factor or width % factor:
             raise ValueError(
                 f"expected height and width to be multiples of {factor}, got {height} x {width}; pad or crop the images"
             )
-        self.factor = factor
+        self.channels, self.factor = channels, factor
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         *lead, channels, height, width = shape
@@ -109,7 +111,10 @@ class _MaskedTransform(BijectiveTransform):
         return raw.flatten(-self.dims).unflatten(-1, (c.univariate.size, -1)).index_select(-1, c.moved)
 
     def _apply(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        c, raw = self.coupling, self._raw(x)
+        c = self.coupling
+        if x.shape[-self.dims :] != c.mask.shape:
+            raise ValueError(f"expected x of shape (*, {', '.join(map(str, c.mask.shape))}), got {tuple(x.shape)}")
+        raw = self._raw(x)
         x = expand_to(x, raw.shape[:-2] + c.mask.shape)  # one x under many contexts
         flat = x.flatten(-self.dims)
         act = c.univariate.inverse_and_ladj if inverse else c.univariate.call_and_ladj
@@ -182,12 +187,12 @@ class MaskedCoupling(Bijector):
 class _SplitTransform(BijectiveTransform):
     domain = codomain = _IMAGE
 
-    def __init__(self, transform: BijectiveTransform, split: int) -> None:
+    def __init__(self, transform: BijectiveTransform, channels: int, split: int) -> None:
         super().__init__()
-        self.transform, self.split = transform, split
+        self.transform, self.channels, self.split = transform, channels, split
 
     def _apply(self, x: Tensor, way: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        leaves, stays = x.split((self.split, x.shape[-3] - self.split), -3)
+        leaves, stays = check_size(x, self.channels, 3).split((self.split, self.channels - self.split), -3)
         stays, ladj = way(stays)
         if leaves.shape[:-3] != stays.shape[:-3]:  # one x under many contexts
             leaves = leaves.expand(*stays.shape[:-3], *leaves.shape[-3:])
@@ -220,15 +225,16 @@ class Split(Bijector):
         channels = _image(features)[0]
         if channels < 2:
             raise ValueError(f"expected two channels or more to split, got {channels}; squeeze first")
-        self.split, self.bijector, self.context = channels // 2, bijector, bijector.context
+        self.channels, self.split = channels, channels // 2
+        self.bijector, self.context = bijector, bijector.context
         self.triangular, self.volume_preserving = bijector.triangular, bijector.volume_preserving
 
     def initialize(self, rows: Tensor, context: Tensor | None = None, *, inverse: bool = False) -> Tensor:
-        leaves, stays = rows.tensor_split((self.split,), -3)
+        leaves, stays = check_size(rows, self.channels, 3).split((self.split, self.channels - self.split), -3)
         return torch.cat((leaves, self.bijector.initialize(stays, context, inverse=inverse)), -3)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _SplitTransform(self.bijector.condition(context), self.split)
+        return _SplitTransform(self.bijector.condition(context), self.channels, self.split)
 
 
 class MultiScale(Compose):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
 from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
 
@@ -25,9 +25,11 @@ class _PermutationTransform(BijectiveTransform):
         self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = check_size(x, len(self.order), self.dims)
         return x.index_select(-self.dims, self.order), x.new_zeros(x.shape[: -self.dims])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = check_size(y, len(self.order), self.dims)
         return y.index_select(-self.dims, self.inverse_order), y.new_zeros(y.shape[: -self.dims])
 
 
@@ -75,7 +77,8 @@ class _MatrixTransform(BijectiveTransform):
 
     def weight(self) -> Tensor:
         """P L U."""
-        return (self.lower @ self.upper).index_select(-2, self.order)
+        with in_its_precision(self.lower):
+            return (self.lower @ self.upper).index_select(-2, self.order)
 
     def solve(self, columns: Tensor) -> Tensor:
         """The inverse of L U times columns."""
@@ -83,12 +86,14 @@ class _MatrixTransform(BijectiveTransform):
         return torch.linalg.solve_triangular(self.upper, columns, upper=True)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        ladj = expand_to(self.ladj, x.shape[:-1])
-        if self.shift.dim() > 1:
-            return (self.weight() @ x.unsqueeze(-1)).squeeze(-1) + self.shift, ladj
-        return F.linear(x, self.weight(), self.shift), ladj
+        ladj = expand_to(self.ladj, check_size(x, len(self.order)).shape[:-1])
+        with in_its_precision(x):
+            if self.shift.dim() > 1:
+                return (self.weight() @ x.unsqueeze(-1)).squeeze(-1) + self.shift, ladj
+            return F.linear(x, self.weight(), self.shift), ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(y, len(self.order))
         rows, ladj = (y - self.shift)[..., self.order.argsort()], -expand_to(self.ladj, y.shape[:-1])
         if self.shift.dim() > 1:
             return self.solve(rows.unsqueeze(-1)).squeeze(-1), ladj
@@ -101,21 +106,24 @@ class _ConvolutionTransform(_MatrixTransform):
     domain = codomain = constraints.independent(constraints.real, 3)
 
     def _convolve(self, x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-        if shift.dim() > 1:
-            return (weight @ x.flatten(-2) + shift.unsqueeze(-1)).unflatten(-1, x.shape[-2:])
-        rows = x.reshape(-1, *x.shape[-3:])
-        return F.conv2d(rows, weight[..., None, None], shift).reshape(x.shape)
+        with in_its_precision(x):
+            if shift.dim() > 1:
+                return (weight @ x.flatten(-2) + shift.unsqueeze(-1)).unflatten(-1, x.shape[-2:])
+            rows = x.reshape(-1, *x.shape[-3:])
+            return F.conv2d(rows, weight[..., None, None], shift).reshape(x.shape)
 
     def _ladj(self, x: Tensor) -> Tensor:
         return expand_to(self.ladj * x.shape[-2:].numel(), x.shape[:-3])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(x, len(self.order), 3)
         return self._convolve(x, self.weight(), self.shift), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(len(self.order), dtype=y.dtype, device=y.device)
+        eye = torch.eye(len(self.order), dtype=check_size(y, len(self.order), 3).dtype, device=y.device)
         inverse = self.solve(eye[self.order.argsort()])
-        shift = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1)
+        with in_its_precision(y):
+            shift = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1)
         return self._convolve(y, inverse, shift), -self._ladj(y)
 
 
@@ -199,11 +207,13 @@ class _ReflectionsTransform(BijectiveTransform):
         self.vectors = vectors / vectors.norm(dim=-1, keepdim=True)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(x, self.vectors.shape[-1])
         for v in self.vectors.unbind(-2):
             x = x - 2 * (x * v).sum(-1, keepdim=True) * v
         return x, x.new_zeros(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        check_size(y, self.vectors.shape[-1])
         for v in reversed(self.vectors.unbind(-2)):
             y = y - 2 * (y * v).sum(-1, keepdim=True) * v
         return y, y.new_zeros(y.shape[:-1])

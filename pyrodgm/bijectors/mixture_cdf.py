@@ -29,6 +29,7 @@ class MixtureLogisticCDF(Univariate):
     Args:
         components: K.
         bound: largest absolute value of :math:`s_k` and a.
+    Raises: ValueError for components < 1 or a bound that is not positive.
     Source: Ho et al. (2019), arXiv:1902.00275, eq. 9-11.
     Example:
         >>> MixtureLogisticCDF(2).call_and_ladj(torch.zeros(8, 1), torch.tensor([0.5]))[0]

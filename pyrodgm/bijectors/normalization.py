@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
 
@@ -29,9 +29,11 @@ class _DiagonalTransform(BijectiveTransform):
         return expand_to(self.log_scale.flatten(-self.dims).sum(-1) * self.times, x.shape[: x.dim() - self.dims])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = check_size(x, self.shift.shape[-self.dims], self.dims)
         return torch.addcmul(self.shift, x, self.log_scale.exp()), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = check_size(y, self.shift.shape[-self.dims], self.dims)
         return (y - self.shift) * torch.exp(-self.log_scale), -self._ladj(y)
 
 
@@ -65,7 +67,9 @@ class _Diagonal(Bijector):
 
     def _moments(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over rows and places."""
-        flat = rows.reshape(-1, *self.event).transpose(0, 1).flatten(1)  # (B, C, ...) -> (C, B * places)
+        flat = (
+            check_size(rows, self.shape[0], len(self.shape)).reshape(-1, *self.event).transpose(0, 1).flatten(1)
+        )  # (B, C, ...) -> (C, B * places)
         return flat.mean(1).reshape(self.shape), flat.var(1, correction=0).reshape(self.shape)
 
 
@@ -95,7 +99,7 @@ class Affine(_Diagonal):
 class ActNorm(Affine):
     r"""Actnorm: :class:`Affine` that starts so that the first rows leave it with mean 0 and variance 1.
 
-    The start happens once, in :meth:`initialize` (``fit`` calls it with the first batch). That it has
+    The start happens once, in :meth:`initialize` (``fit`` calls it with the first rows). That it has
     happened is part of the state, so a loaded or resumed model does not start again. The network of a context
     starts at 0 and so leaves the start as it is: it learns how the contexts' means and scales differ.
 
@@ -138,12 +142,12 @@ class _BatchNormTransform(BijectiveTransform):
         return expand_to(spread.flatten(-self.dims).sum(-1) * self.norm.times, x.shape[: x.dim() - self.dims])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        norm = self.norm
+        norm, x = self.norm, check_size(x, self.norm.shape[0], self.dims)
         spread = self._spread(norm.running_variance)
         return (x - self.shift) * spread.exp() + norm.running_mean, self._ladj(spread, x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        norm = self.norm
+        norm, y = self.norm, check_size(y, self.norm.shape[0], self.dims)
         mean, variance = norm.statistics(y) if norm.training else (norm.running_mean, norm.running_variance)
         spread = self._spread(variance)
         return (y - mean) * torch.exp(-spread) + self.shift, -self._ladj(spread, y)

@@ -37,6 +37,10 @@ class ODESolver:
     Source: Chen et al. (2018), arXiv:1806.07366, algorithm 1. Departures: errors are the largest, not the root mean
         square, so a row is as accurate in a batch as alone; those of the parameters' integrals, which feed back
         nothing, are left out (Kidger et al., 2021, arXiv:2009.09457).
+    Example:
+        >>> (end,) = ODESolver(rtol=1e-6).integrate(lambda s, state: (-state[0],), (torch.ones(1),), watched=1)
+        >>> torch.allclose(end, torch.tensor([1.0]).neg().exp(), atol=1e-5)
+        True
     """
 
     method: str = "dopri5"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["Planar", "Radial"]
@@ -45,16 +45,31 @@ class _PlanarTransform(BijectiveTransform):
         self.u, self.w, self.b = u, w, b.squeeze(-1)
         self.wu = (w * u).sum(-1)
 
+    def _along(self, x: Tensor) -> Tensor:
+        """w.x; without a context one product of a matrix and a vector."""
+        check_size(x, self.w.shape[-1])
+        if self.w.dim() > 1:
+            return (x * self.w).sum(-1)
+        with in_its_precision(x):
+            return x @ self.w
+
+    def _moved(self, x: Tensor, t: Tensor) -> Tensor:
+        """x + u t; without a context an update of rank one, which writes nothing but its result."""
+        if self.u.dim() > 1 or x.dim() != 2:
+            return x + self.u * t.unsqueeze(-1)
+        with in_its_precision(x):
+            return torch.addr(x, t, self.u)
+
     def _ladj(self, t: Tensor) -> Tensor:
         return torch.log1p(self.wu * (1 - t * t))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        t = torch.tanh((x * self.w).sum(-1) + self.b)
-        return x + self.u * t.unsqueeze(-1), self._ladj(t)
+        t = torch.tanh(self._along(x) + self.b)
+        return self._moved(x, t), self._ladj(t)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         r"""Along w the map is the increasing scalar a + (w.u) tanh(a + b): bisect that, then Newton with gradients."""
-        target = (y * self.w).sum(-1)
+        target = self._along(y)
         with torch.no_grad():
             low, high = target - self.wu.abs(), target + self.wu.abs()
             for _ in range(_BISECTIONS):
@@ -66,7 +81,7 @@ class _PlanarTransform(BijectiveTransform):
         # The value moves by rounding only; the gradient is the implicit one.
         a = a - (a + self.wu * torch.tanh(a + self.b) - target) / slope
         t = torch.tanh(a + self.b)
-        return y - self.u * t.unsqueeze(-1), -self._ladj(t)
+        return self._moved(y, -t), -self._ladj(t)
 
 
 class Planar(_FromContext):
@@ -110,12 +125,12 @@ class _RadialTransform(BijectiveTransform):
         return ((features - 1) * torch.log1p(self.beta * h) + along).squeeze(-1)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        offset = x - self.center
+        offset = check_size(x, self.center.shape[-1]) - self.center
         r = offset.norm(dim=-1, keepdim=True)
         return x + self.beta / (self.alpha + r) * offset, self._ladj(r, x.shape[-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        offset = y - self.center
+        offset = check_size(y, self.center.shape[-1]) - self.center
         far = offset.norm(dim=-1, keepdim=True)
         # |y - c| = r (1 + beta / (alpha + r)) is a quadratic in r; take the form of its root that does not cancel.
         half = 0.5 * (self.alpha + self.beta - far)

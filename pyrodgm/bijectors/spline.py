@@ -72,6 +72,9 @@ class LinearSpline(BinnedSpline):
         bins: K.
         bound: it acts on [-bound, bound].
     Source: Mueller et al. (2019), arXiv:1808.03856, section 4.1.
+    Example:
+        >>> LinearSpline(bins=4).call_and_ladj(torch.zeros(4, 1), torch.tensor([0.5]))[0]
+        tensor([0.5000])
     """
 
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
@@ -102,6 +105,9 @@ class QuadraticSpline(BinnedSpline):
         bins: K.
         bound: it acts on [-bound, bound].
     Source: Mueller et al. (2019), arXiv:1808.03856, section 4.2.
+    Example:
+        >>> QuadraticSpline(bins=4).call_and_ladj(torch.zeros(7, 1), torch.tensor([0.5]))[0]
+        tensor([0.5000])
     """
 
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrodgm.bijectors.spline import BinnedSpline
-from pyrodgm.bijectors.spline_bins import locate
 from pyrodgm.bijectors.spline_rational import rational_quadratic
 
 __all__ = ["CircularSpline"]
@@ -69,7 +68,7 @@ class CircularSpline(BinnedSpline):
 
     def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         raw = self.limit * torch.tanh(raw / self.limit)
-        return rational_quadratic(*locate(raw, u, self.bins, inverse, circular=True), u, inverse)
+        return rational_quadratic(raw, u, self.bins, inverse)
 
     def _wrapped(self, angle: Tensor) -> Tensor:
         if not self.wrap:

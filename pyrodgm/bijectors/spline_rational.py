@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.bijectors.spline import BinnedSpline, positive_slope
-from pyrodgm.bijectors.spline_bins import locate
+from pyrodgm.bijectors.spline_bins import LEAST, Bin, bin_gradient, find_bin
 
 __all__ = ["RationalQuadraticSpline", "rational_quadratic"]
 
@@ -37,23 +37,30 @@ class RationalQuadraticSpline(BinnedSpline):
         super().__init__(bins, bound)
         self.size = 3 * bins - 1
 
-    def _unit(self, raw: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _inside(self, raw: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         # The ends have raw slope 0, which is slope 1.
-        return rational_quadratic(*locate(raw, u, self.bins, inverse), u, inverse)
+        return rational_quadratic(raw, x, self.bins, inverse, self.bound)
 
 
 def rational_quadratic(
-    start: Tensor, length: Tensor, raw_slopes: Tensor, u: Tensor, inverse: bool
+    raw: Tensor, x: Tensor, bins: int, inverse: bool, bound: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The spline and its ladj at u (*B, D) in [0, 1], given what :func:`locate` says of the bin of u."""
-    run: Any = _Curve.apply if torch.is_grad_enabled() else _Curve.forward
-    out, ladj, _ = run(start, length, positive_slope(raw_slopes), u, inverse)
-    return out, ladj
+    """The spline and its ladj, elementwise: raw (*B, P, D), x (*B, D) -> (*B, D), (*B, D).
+
+    Args:
+        bound: it acts on [-bound, bound], and outside x stays as it is. None: the spline of a circle, whose x are in
+            [0, 1] and whose ends have one slope.
+    """
+    run: Any = _Spline.apply if torch.is_grad_enabled() else _Spline.forward
+    shape = torch.broadcast_shapes(raw.shape[:-2] + raw.shape[-1:], x.shape)
+    raw = raw.expand(*shape[:-1], -1, shape[-1]).movedim(-2, 0)  # (*B, P, D) -> (P, *B, D)
+    y, ladj, *_ = run(raw, x.expand(shape), bins, inverse, bound)
+    return y, ladj
 
 
-def _position(start: Tensor, length: Tensor, slopes: Tensor, u: Tensor, inverse: bool) -> Tensor:
+def _position(found: Bin, slopes: Tensor, u: Tensor, inverse: bool) -> Tensor:
     """Where u stands in its bin, xi in [0, 1] on the axis of x."""
-    (x0, y0), (w, h), (d0, d1) = start.unbind(-2), length.unbind(-2), slopes.unbind(-2)
+    (x0, y0), (w, h), (d0, d1) = found.start.unbind(), found.length.unbind(), slopes.unbind()
     if not inverse:
         return ((u - x0) / w).clamp(0, 1)
     s, dy = h / w, u - y0
@@ -70,7 +77,12 @@ def _position(start: Tensor, length: Tensor, slopes: Tensor, u: Tensor, inverse:
     return (xi - rest / slope).clamp(0, 1)
 
 
-class _Curve(torch.autograd.Function):
+def _unit(x: Tensor, bound: float | None) -> Tensor:
+    """[-bound, bound] as [0, 1]; what is outside stands at its ends, where every formula is finite."""
+    return x if bound is None else (x * (0.5 / bound) + 0.5).clamp(0, 1)
+
+
+class _Spline(torch.autograd.Function):
     """y = y0 + h f(xi) with f = (s xi^2 + d0 xi (1 - xi)) / below, its log-slope, and the gradients of both.
 
     The gradients of the inverse are those of xi where f stays at (u - y0) / h: the implicit function theorem.
@@ -79,30 +91,46 @@ class _Curve(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(start: Tensor, length: Tensor, slopes: Tensor, u: Tensor, inverse: bool) -> tuple[Tensor, ...]:
-        xi = _position(start, length, slopes, u, inverse)
-        (x0, y0), (w, h), (d0, d1) = start.unbind(-2), length.unbind(-2), slopes.unbind(-2)
+    def forward(raw: Tensor, x: Tensor, bins: int, inverse: bool, bound: float | None) -> tuple[Tensor, ...]:
+        u = _unit(x, bound)
+        found = find_bin(raw, u, bins, inverse, bound is None)
+        slopes = positive_slope(found.slopes)
+        xi = _position(found, slopes, u, inverse)
+        (x0, y0), (w, h), (d0, d1) = found.start.unbind(), found.length.unbind(), slopes.unbind()
         s, rest = h / w, 1 - xi
         both, square = xi * rest, xi * xi
         below = s + (d1 + d0 - s - s) * both
         top = d1 * square + (s + s) * both + d0 * rest * rest
         ladj = torch.log(s * s * top / (below * below))
-        if inverse:
-            return x0 + xi * w, -ladj, xi
-        return y0 + h * ((s * square + d0 * both) / below), ladj, xi
+        out, ladj = (x0 + xi * w, -ladj) if inverse else (y0 + h * ((s * square + d0 * both) / below), ladj)
+        if bound is None:
+            return out, ladj, xi, slopes, torch.ones_like(u), *found
+        # Products with 0 and 1 are exact, also far outside, where x stays as it is.
+        inside = (x.abs() < bound).to(x.dtype)
+        out = torch.addcmul((out * (2 * bound) - bound) * inside, x, 1 - inside)
+        return out, ladj * inside, xi, slopes, inside, *found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        start, length, slopes, u, ctx.inverse = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(start, length, slopes, u, output[2])
+        raw, x, ctx.bins, ctx.inverse, ctx.bound = inputs
+        plain = output[2:]
+        ctx.mark_non_differentiable(*plain)
+        ctx.save_for_backward(raw, x, *plain)
 
     @staticmethod
-    def backward(ctx: Any, to_out: Tensor, to_ladj: Tensor, _: Any) -> tuple[Any, ...]:
-        start, length, slopes, u, xi = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative xi has to know what it depends on
-            xi = _position(start, length, slopes, u, ctx.inverse)
-        (w, h), (d0, d1) = length.unbind(-2), slopes.unbind(-2)
+    def backward(ctx: Any, to_out: Tensor, to_ladj: Tensor, *_: Any) -> tuple[Any, ...]:
+        raw, x, xi, slopes, inside, *rest_of_bin = ctx.saved_tensors
+        found, bound, circular = Bin(*rest_of_bin), ctx.bound, ctx.bound is None
+        if torch.is_grad_enabled():  # for a second derivative all has to know what it depends on
+            u = _unit(x, bound)
+            found = find_bin(raw, u, ctx.bins, ctx.inverse, circular)
+            slopes = positive_slope(found.slopes)
+            xi = _position(found, slopes, u, ctx.inverse)
+        to_tail = None
+        if not circular:
+            to_tail, to_ladj = to_out * (1 - inside), to_ladj * inside
+            to_out = to_out * (inside * (2 * bound))
+        (w, h), (d0, d1) = found.length.unbind(), slopes.unbind()
         # Products with a number cost two passes on small tensors: 2 x is x + x, and 1 - 2 xi (1 - xi) a sum of squares.
         s, rest = h / w, 1 - xi
         both, square, other = xi * rest, xi * xi, rest * rest
@@ -133,5 +161,9 @@ class _Curve(torch.autograd.Function):
         else:
             to_u = to_xi / w
             to_x0, to_w = -to_u, -to_u * xi - per_w * s
-        to_start, to_length = torch.stack((to_x0, to_y), -2), torch.stack((to_w, to_h), -2)
-        return to_start, to_length, torch.stack((to_d0, to_d1), -2), to_u, None
+        to_start, to_length = torch.stack((to_x0, to_y)), torch.stack((to_w, to_h))
+        to_slopes = torch.stack((to_d0, to_d1)) * -torch.expm1(LEAST - slopes)  # the slope of softplus
+        to_raw = bin_gradient(raw, found, to_start, to_length, to_slopes, ctx.bins, circular)
+        if to_tail is not None:
+            to_u = torch.add(to_tail, to_u, alpha=0.5 / bound)
+        return to_raw, to_u, None, None, None

@@ -34,7 +34,13 @@ class Trace(ABC):
 
 
 class ExactTrace(Trace):
-    """The trace itself, from D products in one batch."""
+    """The trace itself, from D products in one batch.
+
+    Example:
+        >>> j, trace = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), ExactTrace()
+        >>> trace.estimate(lambda u: u @ j, trace.probes(torch.zeros(2)))
+        (tensor(5.), tensor(30.))
+    """
 
     def probes(self, x: Tensor) -> Tensor:
         features = x.shape[-1]
@@ -54,6 +60,10 @@ class Hutchinson(Trace):
         rademacher: signs instead of Gaussian noise; the variance is smaller.
     Raises: ValueError if probes < 1.
     Source: Hutchinson (1990); Grathwohl et al. (2019), arXiv:1810.01367, eq. 7.
+    Example:
+        >>> trace = Hutchinson(probes=3)
+        >>> trace.estimate(lambda u: 2 * u, trace.probes(torch.zeros(4)))  # without error where J is diagonal
+        (tensor(8.), tensor(16.))
     """
 
     def __init__(self, probes: int = 1, rademacher: bool = True) -> None:
@@ -83,6 +93,11 @@ class HutchPlusPlus(Trace):
         rademacher: signs instead of Gaussian noise in G; S is Gaussian, since few signs are often parallel.
     Raises: ValueError if products is no positive multiple of 3.
     Source: Meyer et al. (2021), arXiv:2010.09649, algorithm 1, with the transpose of their A.
+    Example:
+        >>> a, trace = torch.tensor([1.0, 2.0, 3.0]), HutchPlusPlus(products=3)
+        >>> found, _ = trace.estimate(lambda u: (u @ a).unsqueeze(-1) * a, trace.probes(torch.zeros(3)))
+        >>> round(found.item(), 3)  # without error where J has rank one
+        14.0
     """
 
     def __init__(self, products: int = 6, rademacher: bool = True) -> None:

@@ -42,6 +42,11 @@ class ScaleShift(Univariate):
 
     Args:
         bound: :math:`\beta`, the largest absolute log-scale; it keeps both directions finite at any input.
+    Raises: ValueError for a bound that is not positive.
+    Source: Dinh et al. (2017), arXiv:1605.08803, eq. 5, with a bounded s.
+    Example:
+        >>> ScaleShift().call_and_ladj(torch.tensor([[0.0], [0.5]]), torch.tensor([1.0]))
+        (tensor([1.5000]), tensor([0.]))
     """
 
     size = 2
@@ -63,7 +68,13 @@ class ScaleShift(Univariate):
 
 
 class Shift(Univariate):
-    """y = x + t; P = 1."""
+    """y = x + t; P = 1.
+
+    Source: Dinh et al. (2015), arXiv:1410.8516, section 3.2.
+    Example:
+        >>> Shift().call_and_ladj(torch.tensor([[0.5]]), torch.tensor([1.0]))
+        (tensor([1.5000]), tensor([0.]))
+    """
 
     size = 1
     volume_preserving = True

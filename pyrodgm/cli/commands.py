@@ -20,6 +20,7 @@ def models(words: list[str]) -> None:
     rows = [("name", "family", "year", "source", "")]
     rows += [(m.name, m.family, str(m.year), m.source, m.line + ("" if m.factory else " (Python)")) for m in MEMBERS]
     print_table(rows)
+    print("\n(Python): made of parts in Python; pyrodgm fit takes the others")
 
 
 def data(words: list[str]) -> None:

@@ -8,7 +8,9 @@ import inspect
 import re
 from collections import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+import torch
 
 import pyrodgm
 from pyrodgm.members import member
@@ -50,8 +52,18 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(words))
     except argparse.ArgumentError as error:
-        text = re.sub(r"^argument \S+: |Parser key ", "", str(error))
-        raise ValueError(f"{' '.join(text.split())}; see {parser.prog} --help") from error
+        text = " ".join(re.sub(r"^argument \S+: |Parser key ", "", str(error)).split())
+        raise ValueError(f"{_plainly(text)}; see {parser.prog} --help") from error
+
+
+def _plainly(text: str) -> str:
+    """What the parser says of a value that is none of an option's types, without the names of its checks."""
+    key = re.match(r'"([\w.]+)"', text)
+    value = re.search(r"(?:Given|Got) value: (.*)$", text)
+    kinds = [kind for kind in re.findall(r"Expected an? <class '(\w+)'>", text) if kind != "NoneType"]
+    if key is None or value is None or not kinds:
+        return text
+    return f"expected --{key[1]} as {' or '.join(kinds)}, got {value[1]!r}"
 
 
 def add_fit(parser: ArgumentParser) -> dict[str, Any]:
@@ -60,7 +72,7 @@ def add_fit(parser: ArgumentParser) -> dict[str, Any]:
     notes = _argument_notes(pyrodgm.fit)
     for name in FIT_OPTIONS:
         p = parameters[name]
-        hint = str if p.annotation is Any else p.annotation
+        hint = str if p.annotation is Any or torch.device in get_args(p.annotation) else p.annotation
         parser.add_argument(f"--{name}", type=hint, default=p.default, help=notes.get(name, "of pyrodgm.fit"))
     return {name: parameters[name].default for name in FIT_OPTIONS}
 
@@ -119,10 +131,12 @@ def _notes_of(build: Any) -> dict[str, str]:
 
 
 def _argument_notes(target: Any) -> dict[str, str]:
-    """The first line on each argument in the Args section of a docstring."""
+    """What the Args section of a docstring says of each argument, as one line of plain text."""
     text = inspect.getdoc(target) or ""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
     notes: dict[str, str] = {}
-    for names, note in re.findall(r"^ {4}(\w[\w, ]*): (.*)$", section.group(1) if section else "", re.MULTILINE):
-        notes |= {name.strip(): note.rstrip(";.").replace("%", "%%") for name in names.split(",")}
+    entry = r"^ {4}(\w[\w, ]*): (.*(?:\n {5,}.*)*)"
+    for names, note in re.findall(entry, section.group(1) if section else "", re.MULTILINE):
+        line = " ".join(re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", note).replace("``", "").split())
+        notes |= {name.strip(): line.rstrip(";.").replace("%", "%%") for name in names.split(",")}
     return notes

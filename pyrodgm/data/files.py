@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ def load_file(path: str | Path, seed: int = 0) -> DataSet:
 def _npy(path: Path, seed: int) -> DataSet:
     try:
         return _one(path, np.load(path, allow_pickle=False), None, seed)
-    except ValueError as error:
+    except (ValueError, OSError, EOFError) as error:
         raise _told(path, error) from None
 
 
 def _npz(path: Path, seed: int) -> DataSet:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:  # numpy leaves a damaged one open
             everything = {key: stored[key] for key in stored.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise _told(path, error) from None
     arrays = {k: a for k, a in everything.items() if a.dtype.kind in "biuf" or k == "y" or k.endswith("_y")}
     d = int(arrays.pop("d")) if "d" in arrays else None
@@ -93,7 +94,7 @@ def _npz(path: Path, seed: int) -> DataSet:
                 labels |= {p: arrays["train_y"][i] for p, i in where.items()}
         return _assemble(path, parts, labels if len(labels) == 3 else None)
     if "x" in arrays:
-        return _one(path, arrays["x"], arrays.get("y"), seed)
+        return _one(path, rows("x"), arrays.get("y"), seed)  # type: ignore[arg-type]
     if len(arrays) == 1:
         key = next(iter(arrays))
         return _one(path, rows(key), None, seed)  # type: ignore[arg-type]
@@ -119,8 +120,9 @@ def _table(path: Path, seed: int) -> DataSet:
     names = None if label is None else table.pop(label)
     for column in table.columns:
         if not pd.api.types.is_numeric_dtype(table[column]) and not pd.api.types.is_bool_dtype(table[column]):
+            text = next((v for v in table[column] if not _is_number(str(v))), table[column].iloc[0])
             raise ValueError(
-                f"{path}: column {str(column)!r} holds text such as {table[column].iloc[0]!r}; drop it, "
+                f"{path}: column {str(column)!r} holds text such as {text!r}; drop it, "
                 "write it as numbers, or name it 'label'"
             )
     x = table.to_numpy(dtype=np.float64, na_value=np.nan)

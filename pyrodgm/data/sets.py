@@ -68,6 +68,7 @@ class DataSet:
 def split_rows(rows: int, seed: int) -> dict[str, Tensor]:
     """Row numbers of an 80/10/10 split, a function of (rows, seed) alone.
 
+    Raises: ValueError for fewer than three rows.
     Example:
         >>> [len(part) for part in split_rows(100, seed=0).values()]
         [80, 10, 10]

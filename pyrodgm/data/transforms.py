@@ -94,6 +94,7 @@ def inverse_logit(y: Tensor, alpha: float = 1e-6) -> tuple[Tensor, Tensor]:
 def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Grey levels in [0, 1] drawn as black or white, each with its level as the probability of 1.
 
+    Raises: ValueError if x leaves [0, 1].
     Source: Salakhutdinov and Murray (2008).
     Example:
         >>> binarize(torch.tensor([[0.0, 1.0]]))
@@ -119,6 +120,9 @@ class Standardise:
         mean: m, (*event).
         scale: s > 0, (*event).
     Shapes: x (B, *event) -> y (B, *event), ladj (B,).
+    Example:
+        >>> Standardise(torch.tensor([1.0]), torch.tensor([2.0]))(torch.tensor([[5.0]]))
+        (tensor([[2.]]), tensor([-0.6931]))
     """
 
     mean: Tensor

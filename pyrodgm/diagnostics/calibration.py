@@ -24,7 +24,7 @@ def calibration_plot(calibration: Calibration) -> Figure:
     Args:
         calibration: from :mod:`pyrodgm.evaluation`; the first seven numbers of its sites are shown.
     Raises: ImportError without matplotlib.
-    Source: Talts et al. (2018), arXiv:1804.06788, figure 1; Hermans et al. (2022), arXiv:2110.06581, figure 1.
+    Source: Talts et al. (2018), arXiv:1804.06788; Hermans et al. (2022), arXiv:2110.06581.
     Example:
         >>> ranks = torch.randint(20, (500, 1))
         >>> len(calibration_plot(Calibration({"z": ranks, "log density": ranks}, draws=19)).axes)

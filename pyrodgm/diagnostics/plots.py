@@ -256,6 +256,8 @@ def _line(axes: Axes, history: Sequence[Mapping[str, float]], key: str, name: st
     axes.set_axisbelow(True)
     if len(points) < 8:
         axes.set_xticks([e for e, _ in points])
+    else:
+        axes.locator_params(axis="x", integer=True)  # no half epochs
     return min(points, key=lambda p: p[1]) if points else (math.nan, math.nan)
 
 

@@ -19,10 +19,12 @@ class Conditional(ABC):
 
     Attributes:
         size: P.
+        categories: K, where the features are codes that a network should read as one-hot blocks; 0: as numbers.
         support: constraint of one feature.
     """
 
     size: int
+    categories: int = 0
     support: Any
 
     @abstractmethod
@@ -48,7 +50,9 @@ class BernoulliConditional(Conditional):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.shape != x.shape:
             raw, x = torch.broadcast_tensors(raw, x)
-        return -F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
+        if x.requires_grad or torch._C._are_functorch_transforms_active():  # the slope in x is wanted: l
+            return -F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
+        return -F.softplus(torch.rsub(x, 1, alpha=2) * raw, threshold=50).sum(-1)  # of one term: few kernels
 
     def sample(self, parameters: Tensor) -> Tensor:
         return torch.bernoulli(parameters.squeeze(-2).sigmoid())
@@ -59,6 +63,7 @@ class CategoricalConditional(Conditional):
 
     Args:
         categories: K >= 2.
+    Raises: ValueError for fewer than two categories.
     Example:
         >>> CategoricalConditional(4).log_prob(torch.zeros(4), torch.tensor([3.0])).exp()
         tensor(0.2500)
@@ -67,7 +72,7 @@ class CategoricalConditional(Conditional):
     def __init__(self, categories: int) -> None:
         if categories < 2:
             raise ValueError(f"expected categories >= 2, got {categories}")
-        self.size = categories
+        self.size = self.categories = categories
         self.support = constraints.integer_interval(0, categories - 1)
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
@@ -90,6 +95,7 @@ class GaussianMixtureConditional(Conditional):
 
     Args:
         components: K.
+    Raises: ValueError for components < 1.
     Source: Uria et al. (2013), arXiv:1306.0186, eq. 6-10.
     Example:
         >>> GaussianMixtureConditional(2).log_prob(torch.zeros(6), torch.zeros(1))

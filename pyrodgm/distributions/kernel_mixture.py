@@ -139,6 +139,14 @@ class KernelMixture(TorchDistribution):
         factor: L, lower triangular, (D, D).
         event_shape: shape of one x.
     Shapes: x (*S, *B, *event) -> log_prob (*S, *B) in nats.
+    Source: Silverman (1986), Density Estimation for Statistics and Data Analysis, eq. 4.1.
+    Example:
+        >>> from pyrodgm.distributions.radial_kernels import KERNELS
+        >>> one = torch.zeros(1)
+        >>> KernelMixture(KERNELS["gaussian"], torch.zeros(1, 2), one, one, torch.eye(2), torch.Size([2])).log_prob(
+        ...     torch.zeros(2)
+        ... )
+        tensor(-1.8379)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

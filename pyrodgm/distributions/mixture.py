@@ -107,6 +107,11 @@ class Aggregate(TorchDistribution):
         inputs: (K, D).
         context: c, (*B, C), or None.
     Shapes: z (*S, *B, Z) -> log_prob (*S, *B) in nats.
+    Source: Tomczak and Welling (2018), arXiv:1705.07120, eq. 9.
+    Example:
+        >>> from pyrodgm.tractable import RealNVP
+        >>> Aggregate(RealNVP(features=2, context=3), torch.zeros(5, 3)).log_prob(torch.zeros(4, 2)).shape
+        torch.Size([4])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

@@ -14,7 +14,14 @@ from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bern
 from pyrodgm.kernels.ais import annealed_importance_sampling
 from pyrodgm.kernels.ais_reverse import reverse_annealed_importance_sampling
 
-__all__ = ["AnnealedRBM", "RBMConditionals", "enumerate_layers", "estimate_log_partition", "few_states"]
+__all__ = [
+    "AnnealedRBM",
+    "RBMConditionals",
+    "enumerate_layers",
+    "estimate_log_partition",
+    "few_states",
+    "input_of_few_links",
+]
 
 _MOST_UNITS = 25  # 2^25 states of a layer are minutes of work, each further unit doubles them
 _NUMBERS_AT_ONCE = 2**22  # of an enumeration, 32 MB
@@ -102,6 +109,18 @@ class AnnealedRBM:
         return self.move(x, beta, generator)  # v -> h -> v' is its own reversal
 
 
+def input_of_few_links(weight: Tensor, bias: Tensor) -> Tensor:
+    r"""What hidden units of small weights add to the visible biases once they are summed out: (H, V), (H,) -> (V,).
+
+    .. math:: \sum_j \log(1 + e^{c_j + W_j v}) \approx \text{const} + v^\top \Bigl(\sum_j \sigma(c_j) W_j
+        + \tfrac12 \sigma'(c_j) W_j^2 \Bigr)
+
+    to second order, since v^2 = v; what is left out are the products of two weights of one unit.
+    """
+    p = bias.sigmoid()
+    return p @ weight + (p * (1 - p) / 2) @ weight.square()
+
+
 def few_states(weight: Tensor, units: VisibleUnits) -> bool:
     """Whether the exact log Z takes about a second at most."""
     hidden, visible = weight.shape
@@ -159,7 +178,7 @@ def estimate_log_partition(
     samples: Tensor | None,
     chains: int,
     temperatures: int | Tensor,
-    seed: int | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """log Z of two layers and its standard error in float64, by "exact", "ais" or "reverse": (), ().
 
@@ -171,7 +190,6 @@ def estimate_log_partition(
         return log_z, torch.zeros_like(log_z)
     if method not in ("ais", "reverse"):
         raise ValueError(f'expected method "exact" or "ais" or "reverse", got {method!r}')
-    generator = None if seed is None else torch.Generator(weight.device).manual_seed(seed)
     path = AnnealedRBM(weight.detach(), b.detach(), c.detach(), base.detach(), units)
     if method == "ais":
         estimate = annealed_importance_sampling(path, chains, temperatures, generator)

@@ -13,7 +13,7 @@ from pyrodgm.core import Energy
 from pyrodgm.draws import one_of
 from pyrodgm.energy.completion import Incomplete
 from pyrodgm.energy.linked_units import AnnealedMachine, BoltzmannConditionals, draw_units, quadratic_energy
-from pyrodgm.energy.normalised import binary_states, log_odds, normalised_log_prob
+from pyrodgm.energy.normalised import binary_states, log_odds, normalised_log_prob, seeded
 from pyrodgm.kernels.ais import annealed_importance_sampling
 from pyrodgm.kernels.ais_reverse import reverse_annealed_importance_sampling
 from pyrodgm.kernels.sweep import GibbsSweep, colour
@@ -60,7 +60,7 @@ class BoltzmannMachine(Energy):
     Shapes: x (*B, V), context (*B, C) -> energy (*B,).
     Raises: ValueError for sizes that do not fit, or links that are not symmetric.
     Source: Hinton and Sejnowski (1983), Optimal perceptual inference; Ackley, Hinton and Sejnowski (1985), Cognitive
-        Science 9, eq. 1-4.
+        Science 9.
     Example:
         >>> machine = BoltzmannMachine(visible=3, spins=True)
         >>> machine.set_weights(torch.tensor([[0.0, -1, -1], [-1, 0, 2], [-1, 2, 0]]), torch.tensor([0.0, 1, 0]))
@@ -225,7 +225,7 @@ class BoltzmannMachine(Energy):
             seed: of AIS; default torch's own generator.
         Shapes: returns (), ().
         Raises: ValueError for another method, more than 20 units by ``"exact"``, or several contexts.
-        Source: Neal (2001), Annealed importance sampling; Salakhutdinov and Murray (2008), section 4.
+        Source: Neal (2001), Annealed importance sampling; Salakhutdinov and Murray (2008).
         """
         _, context = self.check(None, context)
         if context is not None and context.dim() > 1:
@@ -243,7 +243,7 @@ class BoltzmannMachine(Energy):
         if data is not None:
             ones = (self.check(data, context)[0].double() - self.low) / (1 - self.low)
             base[: self.visible] = log_odds(ones) / (1 - self.low)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        generator = seeded(self.device, seed)
         path = AnnealedMachine(BoltzmannConditionals(weight, bias, self.groups, self.low), base)
         if method == "reverse":
             if samples is None:
@@ -315,7 +315,7 @@ class BoltzmannMachine(Energy):
             context: (*B, C).
             steps: sweeps of the clamped chain.
         Shapes: returns (*B, V); the observed part is x itself.
-        Source: Ackley, Hinton and Sejnowski (1985), section 3 (completion by clamping).
+        Source: Ackley, Hinton and Sejnowski (1985) (completion by clamping).
         Example:
             >>> BoltzmannMachine(4).complete(torch.ones(2, 4), torch.tensor([True, False, True, False])).shape
             torch.Size([2, 4])

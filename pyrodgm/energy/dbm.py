@@ -11,9 +11,10 @@ from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
 from pyrodgm.draws import one_of
-from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states, input_of_few_links
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob
+from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob, seeded
+from pyrodgm.energy.rbm import RBM
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
@@ -39,7 +40,8 @@ class DeepBoltzmannMachine(Energy):
     :meth:`bound` do not. A context c shifts every bias, :math:`b_l(c) = b_l + B_l c`.
 
     Train the layers of :meth:`stack` one by one with ``pyrodgm.engine.fit_stack``, put them together with
-    :meth:`from_stack`, then train jointly with ``MeanFieldContrastive``.
+    :meth:`from_stack`, then train jointly with ``MeanFieldContrastive``. Or start jointly from one trained RBM, by
+    :meth:`from_rbm`.
 
     Args:
         visible: V.
@@ -50,7 +52,7 @@ class DeepBoltzmannMachine(Energy):
         biases: b_l, from l = 0.
     Shapes: x (*B, V) of zeros and ones, context (*B, C) -> energy (*B,).
     Raises: ValueError for sizes below 1 or fewer than two hidden layers.
-    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS, eq. 6-9 and section 3.
+    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS.
     Example:
         >>> dbm = DeepBoltzmannMachine(visible=6, hidden=[4, 3])
         >>> x = dbm.sample(5)
@@ -97,6 +99,35 @@ class DeepBoltzmannMachine(Energy):
                 own.copy_(given)
             for own, machine in zip(model.weights, stack, strict=True):
                 own.copy_(machine.weight)
+        return model
+
+    @classmethod
+    def from_rbm(cls, rbm: RBM, hidden: Sequence[int], scale: float = 0.01) -> DeepBoltzmannMachine:
+        r"""The machine that is a trained RBM up to h_1, with layers of sizes ``hidden`` above that hardly say anything.
+
+        Their weights have the standard deviation ``scale`` and the biases below take back what they say, to second
+        order in the weights: p(x) is the RBM's and the mean-field bound is exact but for products of small weights, so
+        joint training begins at the RBM's likelihood.
+
+        Raises: ValueError for an RBM with a context, or visible units other than Bernoulli.
+        Example:
+            >>> DeepBoltzmannMachine.from_rbm(RBM(6, 4), [3]).sizes
+            (6, 4, 3)
+        """
+        if rbm.context or not isinstance(rbm.units, BernoulliUnits):
+            raise ValueError(
+                "expected an RBM of Bernoulli units without context, got another; build DeepBoltzmannMachine itself"
+            )
+        first, visible = rbm.weight.shape
+        model = cls(visible, [first, *hidden]).to(rbm.weight)
+        with torch.no_grad():
+            model.weights[0].copy_(rbm.weight)
+            model.biases[0].copy_(rbm.visible_bias)
+            for i in range(1, len(model.weights)):
+                model.weights[i].normal_(0, scale)
+                wanted = rbm.hidden_bias if i == 1 else model.biases[i]  # of the units once those above are summed out
+                above = torch.zeros_like(model.biases[i + 1])
+                model.biases[i].copy_(wanted - input_of_few_links(model.weights[i], above))
         return model
 
     @property
@@ -223,7 +254,7 @@ class DeepBoltzmannMachine(Energy):
         with doubled weights.
 
         Shapes: x (*B, V) -> [(*B, H_l)] of h_1 to h_L.
-        Source: Salakhutdinov and Hinton (2009), eq. 8; the start: section 3.1.
+        Source: Salakhutdinov and Hinton (2009), also for the start.
         """
         x, context = self.check(x, context)
         biases = self._layers(context)
@@ -258,7 +289,7 @@ class DeepBoltzmannMachine(Energy):
             steps: of :meth:`mean_field`.
             method, options: of :meth:`log_partition`.
         Shapes: returns (*B,).
-        Source: Salakhutdinov and Hinton (2009), eq. 7 and section 3.2.
+        Source: Salakhutdinov and Hinton (2009).
         """
         x, context = self.check(x, context)
         log_z = log_partitions(self, context, method, **options)
@@ -290,19 +321,20 @@ class DeepBoltzmannMachine(Energy):
             data: rows (N, V) whose frequencies, and those of their mean-field posteriors, set the base.
             samples: for ``"reverse"``, draws (M, V) of the model.
         Shapes: returns (), ().
-        Source: Salakhutdinov and Hinton (2009), section 3.2.
+        Source: Salakhutdinov and Hinton (2009).
         """
         _, context = self.check(None, context)
         if context is not None and context.dim() > 1:
             raise ValueError(f"expected one context of shape ({self.context},), got {tuple(context.shape)}")
+        generator = seeded(self.device, seed)
         weight, b, c = self.joined(context)
         base = b.detach().double().clone()
         if data is not None:
             base = self._base(data, context).double()
         if samples is not None:
             each = None if context is None else context.expand(len(samples), -1)
-            samples = self.draw_even(samples, each)
-        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, seed)
+            samples = self.draw_even(samples, each, generator)
+        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)
 
     def _base(self, data: Tensor, context: Tensor | None) -> Tensor:
         """Locations of independent even layers as the rows have them: (N, V) -> (E,)."""

@@ -48,8 +48,8 @@ class DeepBeliefNetwork(Energy):
         top: the RBM of h_{L-1} and h_L.
     Shapes: x (*B, V) of zeros and ones, context (*B, C) -> energy (*B,).
     Raises: ValueError for sizes below 1 or fewer than two hidden layers.
-    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets, section 4;
-        Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks, section 5.
+    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets;
+        Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks.
     Example:
         >>> dbn = DeepBeliefNetwork(visible=6, hidden=[4, 3])
         >>> x = dbn.sample(5)
@@ -94,10 +94,14 @@ class DeepBeliefNetwork(Energy):
     def joint_energy(self, x: Tensor, h: Sequence[Tensor], context: Tensor | None = None) -> Tensor:
         """-log of the sum's term, of h_1 to h_{L-1}: (*B, V), [(*B, H_l)] -> (*B,)."""
         x, context = self.check(x, context)
-        energy = self.top.energy(h[-1], context)
+        return self.top.energy(h[-1], context) - self.log_likelihood(x, h)
+
+    def log_likelihood(self, x: Tensor, h: Sequence[Tensor]) -> Tensor:
+        r""":math:`\log p(x \mid h_1) + \dots + \log p(h_{L-2} \mid h_{L-1})` in nats: (*B, V), [(*B, H_l)] -> (*B,)."""
+        log_prob = x.new_zeros(())
         for layer, low, high in zip(self.down, (x, *h), h, strict=False):
-            energy = energy - bernoulli_log_prob(low, layer(high))
-        return energy
+            log_prob = log_prob + bernoulli_log_prob(low, layer(high))
+        return log_prob
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context = self.check(x, context)
@@ -194,7 +198,7 @@ class DeepBeliefNetwork(Energy):
             particles: K.
             method, options: of :meth:`log_partition`.
         Shapes: returns (B,).
-        Source: Salakhutdinov and Murray (2008), eq. 13-15 and section 5.
+        Source: Salakhutdinov and Murray (2008).
         """
         x, context = self.check(x, context)
         log_z = log_partitions(self, context, method, **options)

@@ -130,7 +130,7 @@ def energy_gap(
     Shapes: returns () and the means (V,), (H,) of the data; the gradients are in closed form.
     Source: Cho, Raiko and Ilin (2011), Enhanced gradient and adaptive learning rate for training restricted Boltzmann
         machines, ICML; Montavon and Mueller (2012), Deep Boltzmann machines and the centering trick; Melchior, Fischer
-        and Wiskott (2016), How to center deep Boltzmann machines, JMLR 17, eq. 9-11.
+        and Wiskott (2016), How to center deep Boltzmann machines, JMLR 17.
     Example:
         >>> gap = energy_gap(torch.zeros(2, 3), torch.ones(3), torch.zeros(2), torch.ones(4, 3), torch.zeros(5, 3))
         >>> gap.value

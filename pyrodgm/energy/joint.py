@@ -37,7 +37,7 @@ class JointEnergy(TiltedEnergy):
         kernel: default ``MALA(0.3)``.
     Shapes: x (*B, *event), context (*B, K) -> energy (*B,).
     Raises: ValueError if the sizes do not fit.
-    Source: Grathwohl et al. (2020), arXiv:1912.03263, eq. 5-7.
+    Source: Grathwohl et al. (2020), arXiv:1912.03263.
     Example:
         >>> import torch
         >>> joint = JointEnergy.mlp(features=2, classes=3, hidden=[16], context=3)

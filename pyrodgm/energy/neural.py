@@ -34,8 +34,8 @@ class NeuralEnergy(TiltedEnergy):
         kernel: default ``MALA(0.3)``.
     Shapes: x (*B, *event), context (*B, C) -> energy (*B,).
     Raises: ValueError if the parts do not fit, or the net gives more than one number a row.
-    Source: LeCun et al. (2006), A tutorial on energy-based learning, section 2; Du and Mordatch (2019),
-        arXiv:1903.08689, eq. 1; the base as in Pang et al. (2020), arXiv:2006.08205, eq. 2.
+    Source: LeCun et al. (2006), A tutorial on energy-based learning; Du and Mordatch (2019),
+        arXiv:1903.08689; the base as in Pang et al. (2020), arXiv:2006.08205.
     Example:
         >>> model = NeuralEnergy.mlp(features=2, hidden=[16])
         >>> log_z, error = model.log_partition("grid")

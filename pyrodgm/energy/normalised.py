@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrodgm.core import Energy
 
-__all__ = ["binary_states", "log_odds", "log_partitions", "normalised_log_prob"]
+__all__ = ["binary_states", "log_odds", "log_partitions", "normalised_log_prob", "seeded"]
 
 
 def normalised_log_prob(model: Energy, x: Tensor, context: Tensor | None, method: str, **options: Any) -> Tensor:
@@ -57,6 +57,11 @@ def log_odds(x: Tensor) -> Tensor:
     ones = x.reshape(-1, x.shape[-1])
     on = ones.sum(0)
     return (on + 1).log() - (len(ones) - on + 1).log()
+
+
+def seeded(device: torch.device, seed: int | None) -> torch.Generator | None:
+    """A generator with this seed, None (torch's own) without."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
 
 
 def binary_states(units: int, like: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from pyrodgm.core import Energy
-from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states, input_of_few_links
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import normalised_log_prob
+from pyrodgm.energy.normalised import normalised_log_prob, seeded
 from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
 
@@ -128,11 +128,47 @@ class RBM(Energy):
 
         For units of 0 and 1, :math:`b_i = \log p_i / (1 - p_i)` with the frequency p_i of unit i; one pseudo-row of
         each value keeps units that never change finite. For Gaussian units b is the mean.
-        Source: Hinton (2010), A practical guide to training restricted Boltzmann machines, section 8.1.
+        Source: Hinton (2010), A practical guide to training restricted Boltzmann machines.
         """
         no_context = torch.zeros(self.context, dtype=self.dtype, device=self.device) if self.context else None
         v, _ = self.check(x, no_context)
         self.visible_bias.copy_(self.units.location(v))
+
+    @torch.no_grad()
+    def tie(self, below: RBM) -> None:
+        r"""Start as ``below`` turned over, so that a belief network of the two is ``below`` itself.
+
+        .. math:: W = W_{\text{below}}^\top, \quad b = c_{\text{below}}, \quad c = b_{\text{below}}
+
+        Then :math:`\sum_h p(v \mid h) p(h)` is the lower machine's p(v), its :math:`p(h \mid v)` is the network's
+        posterior, and the bound is exact: whatever training adds to :math:`E_{q(h \mid v)} \log p(h)` from here is
+        added to it. From other weights the bound starts below the lower machine and may stay there. Hidden units
+        beyond the visible ones of ``below`` keep their small weights; the visible biases take what they say back,
+        to second order in the weights.
+
+        Raises: ValueError if the visible units are not the hidden ones of ``below``, for fewer hidden units than it has
+            visible ones, and for a context or units other than Bernoulli.
+        Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets (tied weights).
+        Example:
+            >>> below, above = RBM(6, 4), RBM(4, 6)
+            >>> above.tie(below)
+            >>> torch.equal(above.weight, below.weight.t())
+            True
+        """
+        hidden, visible = below.weight.shape
+        binary = isinstance(below.units, BernoulliUnits) and isinstance(self.units, BernoulliUnits)
+        if self.context or below.context or not binary:
+            raise ValueError("expected RBMs of Bernoulli units without context to tie, got others; train them untied")
+        if self.event_shape[0] != hidden or len(self.weight) < visible:
+            raise ValueError(
+                f"expected RBM({hidden}, {visible} or more) on top of RBM({visible}, {hidden}), got "
+                f"RBM({self.event_shape[0]}, {len(self.weight)}); train it untied"
+            )
+        self.weight[:visible] = below.weight.t()
+        self.hidden_bias[:visible] = below.visible_bias
+        self.visible_bias.copy_(
+            below.hidden_bias - input_of_few_links(self.weight[visible:], self.hidden_bias[visible:])
+        )
 
     @property
     def enumerable(self) -> bool:
@@ -170,7 +206,7 @@ class RBM(Energy):
             seed: of AIS; default torch's own generator.
         Shapes: returns (), ().
         Raises: ValueError for another method, more than 25 units by ``"exact"``, or several contexts.
-        Source: Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks, section 4.1.
+        Source: Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks.
         Example:
             >>> rbm = RBM(visible=5, hidden=2)
             >>> log_z, standard_error = rbm.log_partition("exact")
@@ -188,7 +224,10 @@ class RBM(Energy):
         base = b if data is None else self.units.location(self.check(data, context)[0].double())
         if samples is not None:
             samples, _ = self.check(samples, context)
-        return estimate_log_partition(method, self.weight, b, c, base, self.units, samples, chains, temperatures, seed)
+        generator = seeded(self.device, seed)
+        return estimate_log_partition(
+            method, self.weight, b, c, base, self.units, samples, chains, temperatures, generator
+        )
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
         r"""Normalised log-probability :math:`-E(x) - \log Z` in nats.

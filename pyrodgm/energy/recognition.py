@@ -36,7 +36,7 @@ class Recognition(nn.Module):
     Attributes:
         up: linear maps of q(h_{l+1} | h_l), from l = 0.
     Shapes: x (*B, V) -> [(*B, H_l)].
-    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets, section 4.
+    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets.
     Example:
         >>> recognition = Recognition(6, [4, 3])
         >>> h = recognition.draw(torch.ones(5, 6))

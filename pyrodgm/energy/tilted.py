@@ -131,7 +131,7 @@ class TiltedEnergy(Energy):
         Shapes: returns (), ().
         Raises: ValueError for another method, several contexts, an even number of points, more than two dimensions
             by ``"grid"``, or a density whose box never ends.
-        Source: Neal (2001), Annealed importance sampling; Trefethen and Weideman (2014), SIAM Review 56(3), section 5.
+        Source: Neal (2001), Annealed importance sampling; Trefethen and Weideman (2014), SIAM Review 56(3).
         """
         _, context = self.check(None, context)
         if context is not None and context.dim() > 1:

@@ -11,7 +11,7 @@ from torch.nn.functional import linear, softplus
 from pyrodgm.core import Energy
 from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import normalised_log_prob
+from pyrodgm.energy.normalised import normalised_log_prob, seeded
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
 
@@ -32,7 +32,7 @@ class TwinRBM(Energy):
         hidden_copies: B.
     Shapes: x (*B, A V) of zeros and ones, copy after copy -> energy (*B,).
     Raises: ValueError for sizes or copies below 1.
-    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS, section 3.1.
+    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS.
     Example:
         >>> TwinRBM(4, 3, visible_copies=2).energy(torch.ones(5, 8)).shape
         torch.Size([5])
@@ -119,9 +119,10 @@ class TwinRBM(Energy):
         seed: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """log Z in nats and its standard error; see :meth:`RBM.log_partition`."""
+        generator = seeded(self.device, seed)
         weight, b, c = self._tied()
         base = b if data is None else self.units.location(self.check(data, None)[0].double())
-        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, seed)
+        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
         r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, A V) -> (*B,); see :meth:`RBM.log_prob`."""

@@ -27,7 +27,7 @@ def draw_bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 class VisibleUnits(nn.Module, ABC):
     """A family of visible units; the location m has the size V of the event.
 
-    Source: Welling, Rosen-Zvi and Hinton (2005), Exponential family harmoniums, NeurIPS 17, eq. 1-5.
+    Source: Welling, Rosen-Zvi and Hinton (2005), Exponential family harmoniums, NeurIPS 17.
     """
 
     @property
@@ -99,7 +99,7 @@ class GaussianUnits(VisibleUnits):
         visible: V.
     Attributes:
         log_scale: log sigma, (V,); 0 at first, so standardise the data.
-    Source: Cho, Ilin and Raiko (2011), Improved learning of Gaussian-Bernoulli RBMs, ICANN, eq. 3-5.
+    Source: Cho, Ilin and Raiko (2011), Improved learning of Gaussian-Bernoulli RBMs, ICANN.
     Example:
         >>> GaussianUnits(2).statistic(torch.ones(2)).tolist()
         [1.0, 1.0]
@@ -161,8 +161,7 @@ class SoftmaxUnits(VisibleUnits):
     Args:
         levels: L >= 2; the V of the machine is L times the number of groups.
     Raises: ValueError for fewer than two levels.
-    Source: Salakhutdinov, Mnih and Hinton (2007), Restricted Boltzmann machines for collaborative filtering, ICML,
-        eq. 1-3.
+    Source: Salakhutdinov, Mnih and Hinton (2007), Restricted Boltzmann machines for collaborative filtering, ICML.
     Example:
         >>> SoftmaxUnits(3).draw(torch.zeros(4, 6)).unflatten(-1, (2, 3)).sum(-1).unique()
         tensor([1.])

@@ -47,14 +47,14 @@ class BatchedEnergy:
         return self.fused(_Untraced.__call__, positions)(positions)
 
     @torch.no_grad()
-    def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(chains, *event) -> (chains,), (chains, *event)."""
-        return self.fused(_Untraced.energy_and_gradient, positions)(positions)
+    def energy_and_gradient(self, positions: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(chains, *event) -> (chains,), (chains, *event); rows (chains, n) each, for an energy that reads some."""
+        return self.fused(_Untraced.energy_and_gradient, positions, *rows)(positions, *rows)
 
     @torch.no_grad()
-    def eager(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def eager(self, positions: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         """As ``energy_and_gradient``, for the few calls that no graph is worth."""
-        return self._eager(_Untraced.energy_and_gradient)(positions)
+        return self._eager(_Untraced.energy_and_gradient)(positions, *rows)
 
     def fused(self, function: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
         """``function(potential, *tensors)`` as one graph for contiguous tensors of these shapes.
@@ -110,8 +110,8 @@ class _Untraced:
     def __call__(self, positions: Tensor) -> Tensor:
         return self._energy(positions)
 
-    def energy_and_gradient(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, energy = self._both(positions)
+    def energy_and_gradient(self, positions: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, energy = self._both(positions, *rows)
         return energy, gradient
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ from pyrodgm.core import Energy, GenerativeModel, Implicit, Latent, Tractable, e
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.result import Fit
 from pyrodgm.engine.rows import Batches, as_batches
-from pyrodgm.engine.settings import Settings
+from pyrodgm.engine.settings import Settings, check_seed
 from pyrodgm.engine.surroundings import random_state
 from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
 from pyrodgm.objectives.base import Objective
@@ -29,6 +30,7 @@ from pyrodgm.objectives.base import Objective
 __all__ = ["default_objective", "fit"]
 
 _EPOCHS = 20  # where neither epochs nor steps are given
+_START_ROWS = 128  # at least so many set what starts from data, where there are so many
 _RANK_SEED = 1_000_003  # apart from any seed + 1 that a user may take next
 
 
@@ -45,6 +47,30 @@ def default_objective(model: GenerativeModel) -> Objective:
     raise TypeError(f"expected a model of one of the four families, got {type(model).__name__}; pass objective=")
 
 
+def _check_types(model: Any, objective: Any, optimizer: Any, callbacks: Any) -> None:
+    """Raise TypeError for what stands where a model, an objective, a maker of optimisers or callbacks should."""
+    if not isinstance(model, GenerativeModel):
+        raise TypeError(f"expected a model such as RealNVP(features=2), got {_described(model)}")
+    if objective is not None and not isinstance(objective, Objective):
+        raise TypeError(
+            f"expected an objective such as MaximumLikelihood(), got {_described(objective)}; a Pyro ELBO goes in by "
+            "pyrodgm.objectives.PyroObjective"
+        )
+    if optimizer is not None and (not callable(optimizer) or isinstance(optimizer, PyroOptim)):
+        raise TypeError(
+            "expected optimizer as a function of a list of parameters, such as lambda ps: torch.optim.SGD(ps, lr=0.1), "
+            f"got {_described(optimizer)}"
+        )
+    if callable(callbacks) or not all(map(callable, callbacks)):
+        raise TypeError(
+            f"expected callbacks as a sequence of functions of the run, got {callbacks!r}; put it in a list"
+        )
+
+
+def _described(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def fit(
     model: GenerativeModel,
     data: Any,
@@ -59,7 +85,7 @@ def fit(
     optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
     lr_schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
     clip: float | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Any = "32-true",
     strategy: Any = "auto",
     devices: int = 1,
@@ -112,7 +138,7 @@ def fit(
         csv: file for the history, a row an epoch.
         seed: of orders and noise.
         progress: show a bar with the loss in its unit on stderr.
-    Raises: ValueError or TypeError for bad data or arguments, before the first step;
+    Raises: ValueError or TypeError for bad data, arguments or folders, before the first step;
         FloatingPointError when a loss is not finite, with the parameter, layer or site named;
         CheckpointError if there are checkpoints and none can be used.
     Example:
@@ -121,6 +147,8 @@ def fit(
         >>> run.stopped, len(run.history)
         ('finished', 2)
     """
+    _check_types(model, objective, optimizer, callbacks)
+    check_seed(seed)
     if objective is None:
         with random_state(torch.device("cpu"), seed):
             objective = default_objective(model)
@@ -146,7 +174,7 @@ def fit(
         progress=progress,
     )
     settings.check(validate is not None)
-    fabric = _fabric(device, precision, strategy, devices)
+    fabric = _fabric(str(device), precision, strategy, devices)
     with tempfile.TemporaryDirectory() as folder:
         job = _Job(model, objective, data, context, validate, settings, os.getpid(), Path(folder) / "run.pt")
         run: Fit | None = fabric.launch(job)
@@ -190,6 +218,7 @@ class _Job:
                 held_out = as_batches(
                     self.model, self.validate, None, s.batch_size, fabric.device, even=False, name="validate", **where
                 )
+            s.make_folders()
             _initialize(self.model, batches, s.seed, fabric.device)
             total = s.steps if s.steps is not None else (s.epochs or _EPOCHS) * batches.per_epoch
             run = Trainer(self.model, self.objective, s, fabric, total, batches.per_epoch).run(batches, held_out)
@@ -212,14 +241,20 @@ class _Job:
 
 
 def _initialize(model: GenerativeModel, batches: Batches, seed: int, device: torch.device) -> None:
-    """Let the parts that start from data do so by the first batch; between processes, rank 0's start is copied."""
+    """Let the parts that start from data do so by the first rows; between processes, rank 0's start is copied."""
     if all(bool(getattr(module, "started", True)) for module in model.modules()):
         return
-    x, context = next(iter(batches.epoch(seed, 0, 0)))
+    rows: list[Tensor] = []
+    contexts: list[Tensor] = []
+    for x, context in batches.epoch(seed, 0, 0):  # more than one small batch: a single row has no variance
+        rows.append(x)
+        contexts += [] if context is None else [context]
+        if sum(map(len, rows)) >= _START_ROWS:
+            break
     model.to(device)
     dtype = model.dtype
     with evaluating(model):
-        model.initialize(x.to(device, dtype), None if context is None else context.to(device, dtype))
+        model.initialize(torch.cat(rows).to(device, dtype), torch.cat(contexts).to(device, dtype) if contexts else None)
 
 
 def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:
@@ -229,6 +264,8 @@ def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
         raise ValueError(f'expected device "auto", "cpu", "cuda" or "cuda:INDEX", got {device!r}')
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device {device!r} is not there on this machine; use "auto" or "cpu"')
     if strategy in ("ddp", "ddp_spawn"):
         new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         own_buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}

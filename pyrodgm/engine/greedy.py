@@ -22,6 +22,8 @@ def fit_stack(
     stack: Sequence[RBM | TwinRBM],
     data: Tensor,
     objective: Callable[[], Objective] = ContrastiveDivergence,
+    *,
+    tied: bool = False,
     **options: Any,
 ) -> list[Fit]:
     r"""Train machines bottom first: h ~ p(h | v) of the one below are the rows of the next.
@@ -33,17 +35,21 @@ def fit_stack(
         stack: machines that fit onto each other; rows are repeated where a machine has copies of its visible layer.
         data: (N, V).
         objective: makes the objective of one machine.
+        tied: start each RBM but the first as the one below turned over (:meth:`RBM.tie`), its persistent chains at the
+            hidden units of those below. A belief network's bound then starts at the likelihood of the lower machine;
+            otherwise it starts from scratch, and so does the bound.
         **options: of :func:`pyrodgm.fit`, the same for each machine; ``seed`` also draws the hidden units.
     Shapes: returns the run of each machine.
-    Raises: ValueError if a machine does not fit its rows.
-    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets, section 4; Salakhutdinov
-        and Hinton (2009), Deep Boltzmann machines, algorithm 1.
+    Raises: ValueError if a machine does not fit its rows, or cannot be tied; TypeError for tied twins.
+    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets; Salakhutdinov
+        and Hinton (2009), Deep Boltzmann machines.
     Example:
         >>> runs = fit_stack([RBM(6, 4), RBM(4, 3)], torch.ones(20, 6), epochs=1, progress=False)
         >>> len(runs)
         2
     """
-    runs, rows = [], data
+    runs: list[Fit] = []
+    rows = data
     generator = torch.Generator(data.device).manual_seed(options.get("seed", 0))
     for i, machine in enumerate(stack):
         visible = machine.event_shape[0]
@@ -54,7 +60,23 @@ def fit_stack(
             )
         rows = rows.repeat(1, visible // rows.shape[1])
         machine.set_visible_bias(rows)
-        runs.append(fit(machine, rows, objective(), **options))
+        goal = objective()
+        if tied and i:
+            _tie(machine, stack[i - 1], goal, runs[-1].objective)
+        runs.append(fit(machine, rows, goal, **options))
         machine.to(data.device)
         rows = machine.draw_hidden(rows.to(machine.dtype), generator=generator)
     return runs
+
+
+def _tie(machine: RBM | TwinRBM, below: RBM | TwinRBM, objective: Objective, last: Objective) -> None:
+    """Start a machine and its chains where those below have come to."""
+    if not isinstance(machine, RBM) or not isinstance(below, RBM):
+        raise TypeError(
+            f"expected RBMs to tie, got {type(machine).__name__} on {type(below).__name__}; a deep Boltzmann machine "
+            "starts from one RBM by DeepBoltzmannMachine.from_rbm"
+        )
+    machine.tie(below)
+    chains = getattr(last, "negatives", None)
+    if chains is not None and isinstance(objective, ContrastiveDivergence) and objective.persistent:
+        objective.begin(below.draw_hidden(chains.to(below.weight)))

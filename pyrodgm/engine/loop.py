@@ -85,6 +85,8 @@ class Trainer:
 
     def _set_up_optimizers(self) -> None:
         s = self.settings
+        if s.optimizer:
+            self.objective.check_optimizer()
         plain = {
             k: s.optimizer(ps) if s.optimizer else self.objective.optimizer(k, ps, s.lr)
             for k, ps in self.players.items()

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from pyrodgm.core import Energy, evaluating
 from pyrodgm.engine.posterior import Posterior
-from pyrodgm.engine.store import DrawStore
+from pyrodgm.engine.store import DrawStore, identity
 from pyrodgm.engine.surroundings import random_state
-from pyrodgm.engine.target import Target, as_target
+from pyrodgm.engine.target import Target, _moved, as_target
 from pyrodgm.kernels.base import Info, Kernel, State
 
 __all__ = ["mcmc"]
@@ -53,7 +53,8 @@ def mcmc(
 
     Args:
         program: static (the same sites in every run), conditioned by ``obs=`` or ``poutine.condition``; discrete latent
-            sites are summed out by enumeration. Or an :class:`~pyrodgm.Energy` model, whose x is drawn.
+            sites are summed out by enumeration. A plate with ``subsample_size`` reads fresh rows at every step, each
+            chain its own, and wants SGLD or SGHMC. Or an :class:`~pyrodgm.Energy` model, whose x is drawn.
         kernel: from :mod:`pyrodgm.kernels`, such as ``NUTS()``, ``ChEES()``, ``HMC()``, ``MALA(0.1)``.
         args, kwargs: what the program is called with; for an energy model at most its context.
         chains: rows of the state; hundreds cost little more than one.
@@ -100,7 +101,10 @@ def mcmc(
         target = as_target(program, args, kwargs, place, compile)
         generator = torch.Generator(target.device).manual_seed(seed)
         run = _Run(target, kernel, generator, warmup, draws, thin, progress)
-        kept = None if store is None else DrawStore(Path(store), _fingerprint(kernel, chains, warmup, thin, seed))
+        kept = None
+        if store is not None:
+            of_program = identity(program, *_moved((args, kwargs), target.device))
+            kept = DrawStore(Path(store), _fingerprint(kernel, chains, warmup, thin, seed, of_program))
         resumed = None if kept is None else kept.resume(kernel, target.potential, generator)
         if resumed is None:
             run.begin(target.start(chains, initial, generator))
@@ -209,5 +213,8 @@ def _quiet(program: Any) -> Iterator[None]:
         yield
 
 
-def _fingerprint(kernel: Kernel, chains: int, warmup: int, thin: int, seed: int) -> dict[str, Any]:
-    return {"kernel": type(kernel).__name__, "chains": chains, "warmup": warmup, "thin": thin, "seed": seed}
+def _fingerprint(
+    kernel: Kernel, chains: int, warmup: int, thin: int, seed: int, of_program: dict[str, Any]
+) -> dict[str, Any]:
+    settings = {"kernel": type(kernel).__name__, "chains": chains, "warmup": warmup, "thin": thin, "seed": seed}
+    return settings | of_program

@@ -77,7 +77,10 @@ class Posterior:
         return energy.diff(dim=1).square().sum(1) / (energy - energy.mean(1, keepdim=True)).square().sum(1)
 
     def log_likelihood(self) -> dict[str, Tensor]:
-        r"""log p(x_i | z) of every observed site at every draw, (chains, draws, \*batch shape), in nats."""
+        r"""log p(x_i | z) of every observed site at every draw, (chains, draws, \*batch shape), in nats.
+
+        Here and below a subsampled plate is read whole, block by block.
+        """
         return log_likelihood(self._sampled(), self.samples, self.args, self.kwargs)
 
     def posterior_predictive(self, seed: int = 0) -> dict[str, Tensor]:

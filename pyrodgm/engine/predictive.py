@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrodgm.core import sample_sites
+from pyrodgm.engine.subsampled import ReadRows, subsampled_plates
 from pyrodgm.engine.surroundings import random_state, validation
 
 __all__ = ["Observed", "log_likelihood", "observed_data", "posterior_predictive", "prior"]
@@ -40,9 +41,14 @@ def _first(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[0, 0] for k, v in samples.items()}
 
 
-def _trace_at(program: Callable[..., Any], row: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-    """The trace of a program whose latent sites are at ``row``; they do not count as observed."""
-    with poutine.block():
+def _trace_at(
+    program: Callable[..., Any], row: dict[str, Tensor], args: Any, kwargs: Any, read: dict[str, Tensor] | None = None
+) -> Any:
+    """The trace of a program whose latent sites are at ``row``; they do not count as observed.
+
+    Subsampled plates read the rows ``read``.
+    """
+    with poutine.block(), ReadRows(read or {}):
         return poutine.trace(_Replay(row)(program)).get_trace(*args, **kwargs)
 
 
@@ -80,6 +86,40 @@ def _over_draws(
     return {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
 
 
+_Reading = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # rows of the plates -> values of the observed sites
+
+
+def _all_rows(trace: Any, run: _Reading, device: torch.device, of_events: bool = False) -> dict[str, Tensor]:
+    """``run`` over all the rows of the subsampled plate of ``trace``, block by block, its results side by side.
+
+    Args:
+        trace: of the program, which says where the plate is.
+        run: see above; its results have the plate's dimension where the site has it.
+        device: of the rows.
+        of_events: whether the results have the sites' event dimensions, as values have and likelihoods have not.
+    Raises: ValueError for several subsampled plates.
+    """
+    plates = subsampled_plates(trace)
+    if not plates:
+        return run({})
+    if len(plates) > 1:
+        raise ValueError(
+            f"expected one subsampled plate to read row by row, got {sorted(plates)}; drop the others' sizes"
+        )
+    ((name, rows),) = plates.items()
+    parts = [(run({name: block.to(device)}), seen) for block, seen in rows.blocks()]
+    found = {}
+    for key, site in _observed_sites(trace).items():
+        dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == name]
+        if dims:
+            dim = dims[0] - (len(site["fn"].event_shape) if of_events else 0)
+            pieces = [part[key].narrow(dim, seen, rows.read - seen) for part, seen in parts]
+            found[key] = torch.cat(pieces, dim)
+        else:
+            found[key] = parts[0][0][key]
+    return found
+
+
 def _flat(samples: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Tensor], torch.Size]:
     lead = next(iter(samples.values())).shape[:2]
     return {k: v.flatten(0, 1).to(device) for k, v in samples.items()}, lead
@@ -94,10 +134,15 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any], samples: Mapping[str,
 def observed_data(
     program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Observed:
-    """What the program is conditioned on."""
-    row = {k: v.to(_device(args, kwargs, samples)) for k, v in _first(samples).items()}
+    """What the program is conditioned on, over all the rows of a subsampled plate."""
+    device = _device(args, kwargs, samples)
+    row = {k: v.to(device) for k, v in _first(samples).items()}
     trace = _trace_at(program, row, args, kwargs)
-    found = Observed({k: s["value"] for k, s in _observed_sites(trace).items()})
+
+    def values(read: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: s["value"] for k, s in _observed_sites(_trace_at(program, row, args, kwargs, read)).items()}
+
+    found = Observed(_all_rows(trace, values, device, of_events=True))
     latent = {k for k, s in sample_sites(trace).items() if not s["is_observed"]}
     found.complete = latent <= set(samples)
     return found
@@ -112,13 +157,18 @@ def log_likelihood(
     Raises: ValueError if the draws lack a latent site (one that was summed out).
     """
     _need_all(program, samples, args, kwargs)
+    device = _device(args, kwargs, samples)
+    rows, lead = _flat(samples, device)
 
-    def score(row: dict[str, Tensor]) -> dict[str, Tensor]:
-        trace = _trace_at(program, row, args, kwargs)
-        return {k: s["fn"].log_prob(s["value"]) for k, s in _observed_sites(trace).items()}
+    def scores(read: dict[str, Tensor]) -> dict[str, Tensor]:
+        def score(row: dict[str, Tensor]) -> dict[str, Tensor]:
+            trace = _trace_at(program, row, args, kwargs, read)
+            return {k: s["fn"].log_prob(s["value"]) for k, s in _observed_sites(trace).items()}
 
-    rows, lead = _flat(samples, _device(args, kwargs, samples))
-    return {k: v.unflatten(0, lead).cpu() for k, v in _over_draws(score, rows).items()}
+        return _over_draws(score, rows)
+
+    trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
+    return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, scores, device).items()}
 
 
 @torch.no_grad()
@@ -131,14 +181,18 @@ def posterior_predictive(
     """
     names = list(_need_all(program, samples, args, kwargs))
 
-    def draw(row: dict[str, Tensor]) -> dict[str, Tensor]:
-        trace = _trace_at(_Redraw()(program), row, args, kwargs)
-        return _values(trace, names)
-
     device = _device(args, kwargs, samples)
     rows, lead = _flat(samples, device)
+
+    def draws(read: dict[str, Tensor]) -> dict[str, Tensor]:
+        def draw(row: dict[str, Tensor]) -> dict[str, Tensor]:
+            return _values(_trace_at(_Redraw()(program), row, args, kwargs, read), names)
+
+        return _over_draws(draw, rows)
+
+    trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
     with random_state(device, seed):
-        return {k: v.unflatten(0, lead).cpu() for k, v in _over_draws(draw, rows).items()}
+        return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, draws, device, of_events=True).items()}
 
 
 @torch.no_grad()

@@ -78,14 +78,20 @@ def _first_bad(row: Tensor) -> str:
 def _as_tensor(values: Any, name: str, like: GenerativeModel) -> Tensor:
     if isinstance(values, Tensor):
         tensor = values.detach()
+        if tensor.layout != torch.strided:
+            raise TypeError(f"expected {name} as a dense tensor, got a sparse one; use pyrodgm.data.BagOfWords.sparse")
+    elif hasattr(values, "tocsr"):  # scipy's, of which numpy would make one object
+        raise TypeError(f"expected {name} as a dense array, got a sparse one; use pyrodgm.data.BagOfWords.sparse")
     else:
         try:
             array = np.asarray(values)
         except ValueError as error:
             raise ValueError(f"expected {name} as one array, got rows of different lengths; pad or cut them") from error
         if array.dtype.kind not in "fiub":
-            raise TypeError(f"expected {name} as numbers, got an array of dtype {array.dtype}; encode it first")
-        tensor = torch.as_tensor(array)
+            raise TypeError(
+                f"expected {name} as numbers, got an array of dtype {array.dtype}; encode it first, or .astype(float)"
+            )
+        tensor = torch.as_tensor(np.require(array, requirements=("C", "W")))  # torch shares no others
     if tensor.is_complex():
         raise TypeError(f"expected {name} as real numbers, got {tensor.dtype}")
     return tensor.to(like.dtype)
@@ -194,7 +200,7 @@ class LoaderBatches(Batches):
         self, loader: DataLoader[Any], model: GenerativeModel, name: str, rank: int, world: int, even: bool
     ) -> None:
         try:
-            self.per_epoch = len(loader)
+            len(loader)
             self.rows = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
@@ -203,19 +209,29 @@ class LoaderBatches(Batches):
             ) from error
         self.loader, self.model, self.name, self.even = loader, model, name, even
         self.rank, self.world = (0, 1) if isinstance(loader.sampler, DistributedSampler) else (rank, world)
-        _check_all((batch for batch in _in_own_stream(loader, 0)), model, name)
+        sizes = _check_all(_in_own_stream(loader, 0), model, name)
+        self.per_epoch = sum(self._share(size) > 0 for size in sizes)
+        if self.per_epoch == 0:
+            raise ValueError(
+                f"expected a batch with a row for each of {self.world} processes, got {max(sizes)} at most"
+            )
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         if hasattr(self.loader.sampler, "set_epoch"):
             self.loader.sampler.set_epoch(epoch)
-        for i, batch in enumerate(_in_own_stream(self.loader, _entropy(seed, epoch))):
-            if i < start:
-                continue
+        number = 0  # of those that give every rank a row, which are the ones that count
+        for batch in _in_own_stream(self.loader, _entropy(seed, epoch)):
             x, context = _pair(batch, self.model, self.name)
-            end = len(x) // self.world * self.world if self.even else len(x)
-            part = slice(self.rank, end, self.world)
-            if len(x[part]):
+            part = slice(self.rank, self._share(len(x)), self.world)
+            if len(x[part]) == 0:
+                continue
+            if number >= start:
                 yield x[part], None if context is None else context[part]
+            number += 1
+
+    def _share(self, rows: int) -> int:
+        """How many rows of a batch are shared out."""
+        return rows // self.world * self.world if self.even else rows
 
 
 def _in_own_stream(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
@@ -251,16 +267,17 @@ def _in_own_stream(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
 _END = object()
 
 
-def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> None:
-    """Check every batch, counting rows in the order of reading."""
-    seen = 0
+def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> list[int]:
+    """Check every batch, counting rows in the order of reading; how many rows each has."""
+    sizes: list[int] = []
     with torch.random.fork_rng([]):
         for batch in batches:
             x, context = _pair(batch, model, name)
-            check_rows(model, x, context, first=seen, name=name)
-            seen += len(x)
-    if seen == 0:
+            check_rows(model, x, context, first=sum(sizes), name=name)
+            sizes.append(len(x))
+    if sum(sizes) == 0:
         raise ValueError(f"expected at least one row of {name}, got none")
+    return sizes
 
 
 def _pair(batch: Any, model: GenerativeModel, name: str) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyrodgm.engine.result import Fit
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "check_seed"]
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for what is no whole number >= 0."""
+    if int(seed) != seed or seed < 0:
+        raise ValueError(f"expected seed as a whole number >= 0, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,22 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"expected {name} > 0, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"expected seed >= 0, got {self.seed}")
+        check_seed(self.seed)
         if self.early_stopping is not None and not held_out:
             raise ValueError("expected validate= with early_stopping=: stopping looks at held-out rows")
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise ValueError("expected checkpoint= with checkpoint_every=: the folder to write to")
+
+    def make_folders(self) -> None:
+        """Make the folders that the run writes to; ValueError for one that cannot be written."""
+        if self.csv is not None and self.csv.is_dir():
+            raise ValueError(f"expected csv as a file, got the folder {self.csv}; name a file in it")
+        for name, folder in (("checkpoint", self.checkpoint), ("csv", None if self.csv is None else self.csv.parent)):
+            if folder is None:
+                continue
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"expected {name}= in a folder that can be made, got {folder}: {error}") from error
+            if not os.access(folder, os.W_OK):
+                raise ValueError(f"expected {name}= in a folder that can be written to, got {folder}")

@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from pyro import poutine
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from pyrodgm.core import Energy, sample_sites
+from pyrodgm.engine.surroundings import random_state
 from pyrodgm.kernels.base import Kernel, State
 
-__all__ = ["DrawStore", "StoredDraws"]
+__all__ = ["DrawStore", "StoredDraws", "identity"]
 
 _STATE, _DRAWS = "state.pt", "draws.zarr"
+
+
+@torch.no_grad()
+def identity(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What tells one posterior from another: the latent sites with their shapes, and a digest of what is given.
+
+    Given are the arrays, numbers and texts among the arguments, the observed values, and the parameters of a module.
+    """
+    given: list[Any] = [args, kwargs]
+    if isinstance(program, nn.Module):
+        given.append(dict(program.state_dict()))
+    latent = {"x": list(program.event_shape)} if isinstance(program, Energy) else {}
+    if not isinstance(program, Energy):
+        devices = [v.device for v in tree_leaves(given) if isinstance(v, Tensor)] or [torch.device("cpu")]
+        with random_state(devices[0], 0), poutine.block():  # a subsampled plate reads the same rows every time
+            sites = sample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+        given.append(
+            {k: s["value"] for k, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")}
+        )
+        latent = {k: list(s["value"].shape) for k, s in sites.items() if not s["is_observed"]}
+    found = hashlib.sha256()
+    for value in tree_leaves(given):
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            value = torch.as_tensor(np.require(value, requirements=("C", "W")))
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, (bool, int, float, str)):
+            found.update(repr(value).encode())
+    return {"sites": latent, "data": found.hexdigest()[:16]}
 
 
 def _zarr() -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrodgm.core import Energy
 from pyrodgm.engine.batched import BatchedEnergy
+from pyrodgm.engine.subsampled import SubsampledEnergy
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
 
@@ -52,7 +53,7 @@ class ProgramTarget(Target):
         self, program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compile: bool
     ) -> None:
         self.program = UnconstrainedProgram(program, args, kwargs)
-        self.potential = BatchedEnergy(self.program, compile)
+        self.potential = (SubsampledEnergy if self.program.subsampled else BatchedEnergy)(self.program, compile)
         self.dtype, self.device = self.program.dtype, self.program.device
 
     def start(self, chains: int, initial: Any, generator: torch.Generator) -> Tensor:

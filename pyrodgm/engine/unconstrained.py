@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyrodgm.core import sample_sites
+from pyrodgm.engine.subsampled import GivenRows, ReadRows, Rows, subsampled_plates
 
 __all__ = ["Slot", "UnconstrainedProgram"]
 
@@ -82,7 +83,8 @@ class UnconstrainedProgram:
     .. math:: E(u) = -\log p(z(u), x) - \log \left| \det \frac{\partial z}{\partial u} \right|
 
     z(u) maps each part of u onto its site's support by ``biject_to``. Discrete latent sites are summed out by Pyro's
-    enumeration.
+    enumeration. A plate with ``subsample_size`` reads the rows that it is given, and its part of the energy is scaled
+    to all of them.
 
     Args:
         program: whose sites are the same in every run; conditioned by ``obs=`` or ``poutine.condition``.
@@ -92,8 +94,10 @@ class UnconstrainedProgram:
         size: D, of the vector.
         enumerated: names of the discrete sites that are summed out.
         observed: names of the observed sites.
-    Raises: ValueError for a program without continuous latent sites, with discrete sites that cannot be enumerated,
-        or with a plate that takes a part of its rows.
+        subsampled: name of each plate that reads a part of its rows -> how many.
+    Raises: ValueError for a program without continuous latent sites or with discrete sites that cannot be enumerated;
+        for a subsampled plate that is a loop, has latent sites inside, has its rows by ``subsample=``, or is beside
+        discrete sites.
     Source: Carpenter et al. (2017), Stan: a probabilistic programming language, section 2.5 (the change of variables).
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -107,9 +111,9 @@ class UnconstrainedProgram:
 
     def __init__(self, program: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
         self.args, self.kwargs = args, dict(kwargs or {})
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(), GivenRows() as given:
             trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
-        _refuse_subsampling(trace)
+        self.subsampled: dict[str, Rows] = subsampled_plates(trace)
         sites = sample_sites(trace)
         latent = {k: s for k, s in sites.items() if not s["is_observed"]}
         self.observed = [k for k, s in sites.items() if s["is_observed"] and not _deterministic(s)]
@@ -134,16 +138,19 @@ class UnconstrainedProgram:
         self.device = next(latent[name]["value"].device for name in self.slots)
         frames = [f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized]
         self._nesting = max((-f.dim for f in frames), default=0)
+        _check_subsampling(self.subsampled, given.names, sites, bool(self.enumerated))
         self.program = program
         self._expected = set(latent)
         self._scored = program
         if self.enumerated:
             self._scored = poutine.enum(config_enumerate(program, "parallel"), first_available_dim=-1 - self._nesting)
 
-    def __call__(self, u: Tensor) -> Tensor:
-        """E(u) in nats, (D,) -> ()."""
+    def __call__(self, u: Tensor, *rows: Tensor) -> Tensor:
+        """E(u) in nats, or its estimate from rows of the subsampled plates, (D,), (n,) each -> ()."""
+        if len(rows) != len(self.subsampled):
+            raise self.needs_all_rows()
         place = _Place(self.slots, u, self.enumerated)
-        with poutine.block(), place:
+        with poutine.block(), ReadRows(dict(zip(self.subsampled, rows, strict=True))), place:
             trace = poutine.trace(self._scored).get_trace(*self.args, **self.kwargs)
         missing = self._expected - set(trace.nodes)
         if missing:
@@ -157,14 +164,26 @@ class UnconstrainedProgram:
             log_joint = trace.log_prob_sum()
         return -(log_joint + place.ladj)
 
+    def needs_all_rows(self) -> ValueError:
+        """What a kernel or method is told that compares energies of a subsampled program."""
+        plates = ", ".join(f"{r.read} of {r.size} in {k!r}" for k, r in self.subsampled.items())
+        return ValueError(
+            f"expected plates over all their rows, got {plates}, from which there is a gradient but no energy; use "
+            "SGLD or SGHMC, or drop subsample_size="
+        )
+
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
-        """Values of the continuous latent and the deterministic sites at u, (D,) -> name to (*site shape)."""
-        with poutine.block(), _Place(self.slots, u, self.enumerated):
+        """Values of the continuous latent and the deterministic sites at u, (D,) -> name to (*site shape).
+
+        Deterministic sites inside a subsampled plate, whose rows are others each time, are left out.
+        """
+        rows = {k: torch.arange(r.read, device=u.device) for k, r in self.subsampled.items()}
+        with poutine.block(), ReadRows(rows), _Place(self.slots, u, self.enumerated):
             trace = poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
         return {
             k: s["value"]
             for k, s in sample_sites(trace).items()
-            if k in self.slots or (_deterministic(s) and not self.enumerated)
+            if k in self.slots or (_deterministic(s) and not self.enumerated and not _inside(self.subsampled, s))
         }
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
@@ -183,12 +202,32 @@ def _deterministic(site: Any) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
-def _refuse_subsampling(trace: Any) -> None:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site):
-            rows = len(site["value"])
-            if rows < site["fn"].size:
+def _inside(plates: dict[str, Rows], site: Any) -> list[str]:
+    """Which of the plates a site lies in."""
+    return [f.name for f in site["cond_indep_stack"] if f.name in plates]
+
+
+def _check_subsampling(plates: dict[str, Rows], given: set[str], sites: dict[str, Any], enumerated: bool) -> None:
+    """What has no unbiased gradient, or none that one graph gives."""
+    for name in given & set(plates):
+        raise ValueError(
+            f"expected plates over all their rows, or with subsample_size= and reading the rows that they give, got "
+            f"subsample= with {plates[name].read} of {plates[name].size} in {name!r}, the same at every step"
+        )
+    if plates and enumerated:
+        raise ValueError(
+            f"expected no discrete latent sites beside the subsampled plate {next(iter(plates))!r}: the log of a sum "
+            "has no unbiased estimate; sum them out by hand (MixtureSameFamily), or drop subsample_size="
+        )
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.name in plates and not frame.vectorized:
                 raise ValueError(
-                    f"expected plates over all their rows, got {rows} of {site['fn'].size} in {name!r}; "
-                    "MCMC needs the whole likelihood: drop subsample_size="
+                    f"expected a vectorised plate, with pyro.plate({frame.name!r}, ...) as rows:, got a loop over a "
+                    "subsample"
                 )
+        if not site["is_observed"] and _inside(plates, site):
+            raise ValueError(
+                f"expected latent sites outside the subsampled plate {_inside(plates, site)[0]!r}, got {name!r} in it, "
+                "which has a value for each row; drop subsample_size=, or sum it out by hand"
+            )

@@ -104,7 +104,7 @@ class Calibration:
         Args:
             levels: inside (0, 1), (M,).
         Shapes: returns (M,), (M,): the share and its binomial standard error at the level.
-        Source: Hermans et al. (2022), eq. 2; Lueckmann et al. (2021), arXiv:2101.04653.
+        Source: Hermans et al. (2022); Lueckmann et al. (2021), arXiv:2101.04653.
         """
         levels = torch.as_tensor(levels, dtype=torch.float64)
         # the share of the draws that are denser than the truth is the level at which the region reaches it

@@ -28,6 +28,7 @@ class WatchCollapse:
         wait: epochs without a warning, since every model begins without information.
     Attributes:
         history: a :class:`LatentUse` for each epoch.
+    Raises: ValueError for wait < 0; TypeError in a run of a model without latents.
     Example:
         >>> import pyrodgm, torch
         >>> from pyrodgm.latent import VAE

@@ -13,6 +13,7 @@ from torch.distributions import kl_divergence
 
 from pyrodgm.core import Latent, evaluating, latent_rows, sample_sites
 from pyrodgm.distributions.factors import dimension_kl
+from pyrodgm.evaluation.likelihood import given_rows
 from pyrodgm.evaluation.two_sample import mmd
 
 __all__ = [
@@ -210,11 +211,9 @@ def _batches(
     model: Latent, x: Tensor, context: Tensor | None, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Rows and contexts on the model's device, in its floating type."""
-    if len(x) == 0:
-        raise ValueError("expected at least one row, got none")
+    x, context = given_rows(model, x, context)
     for i in range(0, len(x), batch_size):
-        part = x[i : i + batch_size].to(model.device)
-        yield model.check(part, None if context is None else context[i : i + batch_size].to(model.device))
+        yield x[i : i + batch_size], None if context is None else context[i : i + batch_size]
 
 
 def _posterior_mean(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating, sample_sites
 from pyrodgm.evaluation.pareto import pareto_k
 
-__all__ = ["ImportanceEstimate", "LogLikelihood", "importance_estimate", "log_likelihood"]
+__all__ = ["ImportanceEstimate", "LogLikelihood", "given_rows", "importance_estimate", "log_likelihood"]
 
 _ELEMENTS_AT_ONCE = 2**22  # numbers of the event, particles times rows, that one pass of a latent model makes
 
@@ -54,16 +54,20 @@ def log_likelihood(
         particles: K for latent models.
         batch_size: rows at once; particles are split too, so memory stays bounded.
         **partition: options of the energy model's ``log_partition``, such as ``chains=1000``.
+    Raises: ValueError for no row, a wrong shape or a count below 1, or a context beside an energy model; TypeError for
+        what is no tensor of the model's type, or options of a partition beside another model.
     Source: Burda et al. (2016), arXiv:1509.00519; Salakhutdinov and Murray (2008).
     Example:
         >>> from pyrodgm.tractable import StandardNormal
         >>> log_likelihood(StandardNormal(1), torch.zeros(10, 1)).kind
         'exact'
     """
-    if len(x) == 0:
-        raise ValueError("expected at least one row, got none")
-    x = x.to(model.device)
-    context = None if context is None else context.to(model.device)
+    for name, count in (("particles", particles), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"expected {name} >= 1, got {count}")
+    if partition and not isinstance(model, Energy):
+        raise TypeError(f"expected {', '.join(partition)} for an energy model alone, got a {type(model).__name__}")
+    x, context = given_rows(model, x, context)
     if isinstance(model, Tractable):
         rows = _rows(model.log_prob, model, x, context, batch_size)
         return LogLikelihood(*_mean(rows), "exact")
@@ -79,6 +83,20 @@ def log_likelihood(
     if isinstance(model, Energy):
         return _energy_likelihood(model, x, context, batch_size, partition)
     return LogLikelihood(math.nan, math.nan, "none")
+
+
+def given_rows(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x (B, *event) and its context (B, C) as the model computes with them, on its device.
+
+    Raises: ValueError for no row, or another shape; TypeError for what is no tensor of the model's type.
+    """
+    x, context = model.check(x, context)
+    if x.dim() != 1 + len(model.event_shape) or len(x) == 0:
+        event = ", ".join(map(str, model.event_shape))
+        raise ValueError(f"expected at least one row, x of shape (rows, {event}), got {tuple(x.shape)}")
+    if context is not None and tuple(context.shape) != (len(x), model.context):
+        raise ValueError(f"expected context of shape ({len(x)}, {model.context}), got {tuple(context.shape)}")
+    return x.to(model.device), None if context is None else context.to(model.device)
 
 
 class ImportanceEstimate(NamedTuple):
@@ -129,12 +147,9 @@ def importance_estimate(
         >>> found.khat.shape, bool((found.effective <= 100).all())
         (torch.Size([4]), True)
     """
-    if len(x) == 0:
-        raise ValueError("expected at least one row, got none")
     if particles < 25:
         raise ValueError(f"expected at least 25 particles to judge the weights by, got {particles}")
-    x = x.to(model.device)
-    context = None if context is None else context.to(model.device)
+    x, context = given_rows(model, x, context)
     site = _unnormalised_site(model, x, context)
     if site is not None:
         raise TypeError(f"expected normalised sites, got {site!r} known up to its log Z; weights miss that constant")

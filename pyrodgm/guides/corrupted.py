@@ -28,6 +28,7 @@ class Corrupted(nn.Module):
         guide: any guide with ``condition`` and ``forward``, such as :class:`Amortized`.
         corruption: x -> x~ of the same shape.
     Shapes: x (B, *event), context (B, C) -> z (B, Z).
+    Raises: TypeError for a corruption that is no function.
     Source: Vincent et al. (2008); its bound: Im et al. (2017), arXiv:1511.06406, eq. 6.
     Example:
         >>> import pyro.distributions as dist
@@ -40,6 +41,8 @@ class Corrupted(nn.Module):
 
     def __init__(self, guide: nn.Module, corruption: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        if not callable(corruption):
+            raise TypeError(f"expected a function x -> x~, got {corruption!r}; use MaskingNoise({corruption!r})")
         self.guide, self.corruption = guide, corruption
 
     def _read(self, x: Tensor) -> Tensor:
@@ -58,6 +61,8 @@ class MaskingNoise:
 
     Args:
         p: in [0, 1).
+    Raises: ValueError for another p.
+    Source: Vincent et al. (2010), Stacked denoising autoencoders, JMLR 11, section 3.3.
     Example:
         >>> MaskingNoise(0.0)(torch.ones(2))
         tensor([1., 1.])
@@ -77,6 +82,8 @@ class GaussianNoise:
 
     Args:
         scale: >= 0.
+    Raises: ValueError for a negative scale.
+    Source: Vincent et al. (2010), Stacked denoising autoencoders, JMLR 11, section 3.3.
     Example:
         >>> GaussianNoise(0.0)(torch.ones(2))
         tensor([1., 1.])

@@ -13,7 +13,7 @@ from pyrodgm.core import Tractable
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.gaussian import scale_of
 from pyrodgm.guides.program import PackedGuide
-from pyrodgm.guides.sites import Sites, local_features
+from pyrodgm.guides.sites import Sites, check_sites, local_features
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.tractable.flow import Flow
 from pyrodgm.tractable.parametric import StandardNormal
@@ -95,6 +95,7 @@ class FlowGuide(PackedGuide):
         scale: float = 0.1,
         discrete: Discrete | None = None,
     ) -> None:
+        check_sites(sites)
         if layers < 1 or not scale > 0:
             raise ValueError(f"expected layers >= 1 and scale > 0, got {layers} and {scale}")
         of_globals: Tractable | None = None

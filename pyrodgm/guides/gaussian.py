@@ -18,7 +18,7 @@ from pyrodgm.core import Tractable
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.program import PackedGuide, ProgramGuide
 from pyrodgm.guides.reading import Call, Site
-from pyrodgm.guides.sites import Sites, local_features
+from pyrodgm.guides.sites import Sites, check_sites, local_features
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["FullCovariance", "MeanField", "raw_of", "sample_normals", "scale_of"]
@@ -45,6 +45,7 @@ class MeanField(ProgramGuide):
         hidden: widths of the network.
         scale: standard deviation with which the global sites start.
         discrete: how discrete sites are treated; default :class:`~pyrodgm.guides.Enumerate`.
+    Raises: ValueError for a scale that is not positive.
     Source: Kucukelbir et al. (2017), arXiv:1603.00788, eq. 5; Kingma and Welling (2014), arXiv:1312.6114.
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -150,6 +151,7 @@ class FullCovariance(PackedGuide):
         conditional: let the local sites' network read the global ones; without, they are independent.
         scale: standard deviation with which the global sites start.
         discrete: how discrete sites are treated; default :class:`~pyrodgm.guides.Enumerate`.
+    Raises: ValueError for a scale that is not positive.
     Source: Kucukelbir et al. (2017), arXiv:1603.00788, eq. 6.
     Example:
         >>> def program(x):
@@ -170,6 +172,7 @@ class FullCovariance(PackedGuide):
         scale: float = 0.1,
         discrete: Discrete | None = None,
     ) -> None:
+        check_sites(sites)
         if not scale > 0:
             raise ValueError(f"expected scale > 0, got {scale}")
         features = local_features(sites, conditional)

@@ -15,7 +15,7 @@ from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.program import ProgramGuide, sample_factor
 from pyrodgm.guides.reading import Call
-from pyrodgm.guides.sites import Sites, local_features
+from pyrodgm.guides.sites import Sites, check_sites, local_features
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
 __all__ = ["Hierarchical"]
@@ -58,6 +58,7 @@ class Hierarchical(ProgramGuide):
         scale: float = 0.1,
         discrete: Discrete | None = None,
     ) -> None:
+        check_sites(sites)
         if auxiliary < 1 or not scale > 0:
             raise ValueError(f"expected auxiliary >= 1 and scale > 0, got {auxiliary} and {scale}")
         super().__init__(sites, discrete, hidden)

@@ -14,7 +14,7 @@ from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.gaussian import raw_of, scale_of
 from pyrodgm.guides.program import PackedGuide
-from pyrodgm.guides.sites import Sites, local_features
+from pyrodgm.guides.sites import Sites, check_sites, local_features
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["ImplicitGuide", "NoiseThrough", "Sampler"]
@@ -60,6 +60,7 @@ class ImplicitGuide(PackedGuide):
         scale: float = 0.1,
         discrete: Discrete | None = None,
     ) -> None:
+        check_sites(sites)
         if not sites.continuous:
             raise ValueError("expected a program with continuous latent sites, got discrete ones alone; use MeanField")
         if not scale > 0:

@@ -18,7 +18,7 @@ from torch.distributions import biject_to, register_kl
 from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete, DiscretePosterior, Enumerate
 from pyrodgm.guides.reading import Call, Site
-from pyrodgm.guides.sites import Sites
+from pyrodgm.guides.sites import Sites, check_sites
 
 __all__ = ["PackedGuide", "ProgramGuide", "Pushed", "sample_factor"]
 
@@ -55,6 +55,7 @@ class ProgramGuide(nn.Module):
 
     def __init__(self, sites: Sites, discrete: Discrete | None = None, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__()
+        check_sites(sites)
         if sites.row_dim is not None and not sites.features:
             raise ValueError("expected what the guide reads to have numbers in each row, got none; pass observed=")
         self.sites = sites

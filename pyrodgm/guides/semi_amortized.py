@@ -15,7 +15,7 @@ from pyrodgm.core import sample_sites
 from pyrodgm.guides.gaussian import MeanField, sample_normals, scale_of
 from pyrodgm.guides.program import ProgramGuide
 from pyrodgm.guides.reading import Call, Site
-from pyrodgm.guides.sites import Sites
+from pyrodgm.guides.sites import Sites, check_sites
 
 __all__ = ["SemiAmortized"]
 
@@ -60,6 +60,7 @@ class SemiAmortized(ProgramGuide):
         hidden: Sequence[int] = (64, 64),
         scale: float = 0.1,
     ) -> None:
+        check_sites(sites)
         if not sites.local_size or sites.discrete:
             raise ValueError("expected a program with local continuous sites and no discrete ones; use MeanField")
         if steps < 1 or not step_size > 0:

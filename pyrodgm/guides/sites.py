@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 from pyrodgm.core import sample_sites
 from pyrodgm.guides.reading import Call, Site, first_trace, plates_of, read_site, up_to_plate
 
-__all__ = ["Sites", "first_tensor", "local_features", "readable"]
+__all__ = ["Sites", "check_sites", "first_tensor", "local_features", "readable"]
 
 
 def first_tensor(*args: Any, **kwargs: Any) -> Tensor:
@@ -48,7 +48,7 @@ class Sites:
         observed: what the guide reads, ``observed(*args, **kwargs) -> (rows, ...)``; default the first tensor among
             the arguments. It is flattened to (rows, F). A module (an encoder) becomes a part of the guide and trains.
     Raises: ValueError if the program has no latent site, a discrete one that cannot be enumerated, a subsampled plate
-        besides the data's, or several plates that may be the data's.
+        besides the data's, or several plates that may be the data's; TypeError if the arguments are no tuple.
     Example:
         >>> import pyro.distributions as dist
         >>> def program(x):
@@ -69,6 +69,10 @@ class Sites:
         plate: str | None = None,
         observed: Callable[..., Tensor] = first_tensor,
     ) -> None:
+        if not callable(program):
+            raise TypeError(f"expected a Pyro program, got {type(program).__name__}")
+        if not isinstance(args, (tuple, list)):
+            raise TypeError(f"expected the program's arguments as a tuple, (x,), got {type(args).__name__}")
         self.program, self.observed = program, observed
         trace = first_trace(program, args, dict(kwargs or {}))
         # What the program enumerates itself, TraceEnum_ELBO sums out: no guide samples it.
@@ -168,7 +172,19 @@ class Sites:
                 f"got {tuple(x.shape)}; pass observed= to Sites"
             )
         flat = x.reshape(len(x), -1)  # (B, *event) -> (B, F)
+        if self.features and flat.shape[-1] != self.features:
+            raise ValueError(
+                f"expected rows of {self.features} numbers for the guide to read, as in the first trace, got "
+                f"{tuple(x.shape)}"
+            )
         return flat.reshape(len(x), *[1] * (-(self.row_dim or -1) - 1), flat.shape[-1])
+
+
+def check_sites(sites: Any) -> None:
+    """Raises: TypeError if a guide is given something else, such as the program."""
+    if not isinstance(sites, Sites):
+        got = getattr(sites, "__name__", type(sites).__name__)
+        raise TypeError(f"expected Sites(program, (arguments,)) as a guide's first argument, got {got}")
 
 
 def _total(sites: list[Site]) -> int:

@@ -8,6 +8,8 @@ from pyrodgm.kernels.discrete import CategoricalGibbsWithGradients, GibbsWithGra
 from pyrodgm.kernels.gibbs import BlockGibbs, Conditionals
 from pyrodgm.kernels.hmc import HMC
 from pyrodgm.kernels.langevin import MALA, RandomWalk, energy_and_gradient
+from pyrodgm.kernels.low_rank import LowRank
+from pyrodgm.kernels.meads import MEADS
 from pyrodgm.kernels.metric import Dense, Diagonal, Metric
 from pyrodgm.kernels.nuts import NUTS
 from pyrodgm.kernels.pyro_adapter import PyroKernel
@@ -20,6 +22,7 @@ from pyrodgm.kernels.tempering import ParallelTempering
 __all__ = [
     "HMC",
     "MALA",
+    "MEADS",
     "NUTS",
     "SGHMC",
     "SGLD",
@@ -36,6 +39,7 @@ __all__ = [
     "GibbsWithGradients",
     "Info",
     "Kernel",
+    "LowRank",
     "Metric",
     "Minibatch",
     "NoisyGradient",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.kernels.base import Info, Kernel, State, Tuner
-from pyrodgm.kernels.metric import Metric, Moments
+from pyrodgm.kernels.metric import Metric
 
 __all__ = ["DualAveraging", "Hamiltonian", "StepAndMetricTuner", "reasonable_step_size", "windows"]
 
@@ -138,7 +138,7 @@ class StepAndMetricTuner(Tuner):
         self._steps, self._done = steps, 0
         self._start, self._ends = windows(steps, len(state.positions))
         self.metric = kernel.metric
-        self._moments = Moments(self.metric.dense)
+        self._moments = self.metric.moments()
         self._restart(kernel.step_size, state)
         super().__init__(self._build(self._averaging.step_size))
 
@@ -153,10 +153,10 @@ class StepAndMetricTuner(Tuner):
         self._done += 1
         self._averaging.update(_mean(info.accept_prob))
         if self._ends and self._start < self._done <= self._ends[-1]:
-            self._moments.add(after.positions)
+            self._moments.add(after.positions, after.gradient)
         if self._done in self._ends and self._moments.count > 1:
             self.metric = self.metric.estimated(self._moments, after.positions)
-            self._moments = Moments(self.metric.dense)
+            self._moments = self.metric.moments()
             self._restart(self._averaging.average, after)
         last = self._done >= self._steps
         self.kernel = self._build(self._averaging.average if last else self._averaging.step_size)

@@ -69,7 +69,7 @@ class ChEES(Kernel):
     Args:
         length: T, where warm-up starts; one step if None.
         step_size: :math:`\epsilon`, where warm-up starts.
-        metric: kind of mass matrix, :class:`Diagonal` or :class:`Dense`, and where warm-up starts.
+        metric: kind of mass matrix, :class:`Diagonal`, :class:`LowRank` or :class:`Dense`, and where warm-up starts.
         target: acceptance probability that warm-up aims at.
         max_steps: L is at most so many.
     Shapes: positions (chains, *event).

@@ -87,7 +87,7 @@ class GibbsWithGradients(_LocallyInformed):
         low, high: the two values of a unit: 0 and 1, or -1 and 1.
     Shapes: positions (chains, *event), all ``low`` or ``high``.
     Raises: ValueError for flips < 1, or positions of other values; TypeError for a potential that is no energy.
-    Source: Grathwohl et al. (2021), Oops I took a gradient, arXiv:2102.04509, eq. 3 and algorithm 1.
+    Source: Grathwohl et al. (2021), Oops I took a gradient, arXiv:2102.04509.
     Example:
         >>> from pyrodgm.energy import RBM
         >>> kernel = GibbsWithGradients(flips=3)
@@ -129,7 +129,7 @@ class CategoricalGibbsWithGradients(_LocallyInformed):
         flips: moves a step, one gradient each.
     Shapes: positions one-hot, (chains, D, K).
     Raises: ValueError for flips < 1, or positions that are not one-hot.
-    Source: Grathwohl et al. (2021), arXiv:2102.04509, eq. 4; there a move may lead to the same place.
+    Source: Grathwohl et al. (2021), arXiv:2102.04509; there a move may lead to the same place.
     Example:
         >>> kernel = CategoricalGibbsWithGradients()
         >>> x = torch.nn.functional.one_hot(torch.zeros(5, 4).long(), 3).float()

@@ -29,7 +29,7 @@ class HMC(Kernel):
         length: T, mean time of a trajectory, in the units that the metric makes of the target: pi / 2 takes an
             isotropic Gaussian to an independent point.
         step_size: :math:`\epsilon`, where warm-up starts.
-        metric: kind of mass matrix, :class:`Diagonal` or :class:`Dense`, and where warm-up starts.
+        metric: kind of mass matrix, :class:`Diagonal`, :class:`LowRank` or :class:`Dense`, and where warm-up starts.
         target: acceptance probability that warm-up aims at, a harmonic mean over the chains.
         jitter: vary the length; False keeps it at T.
         max_steps: L is at most so many.

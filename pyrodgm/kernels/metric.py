@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Diagonal", "Metric", "Moments", "kinetic", "velocity"]
+__all__ = ["Collector", "Dense", "Diagonal", "Metric", "Moments", "kinetic", "velocity"]
+
+
+class Collector(Protocol):
+    """What warm-up gathers for a metric.
+
+    Attributes:
+        count: rows taken in.
+    """
+
+    count: int
+
+    def add(self, rows: Tensor, gradients: Tensor | None = None) -> None:
+        """Take in rows (n, *event), with the gradients of the energy there."""
 
 
 def velocity(inverse_mass: Tensor, momentum: Tensor) -> Tensor:
-    r""":math:`M^{-1} p` of a diagonal (*event) or a matrix (D, D): (chains, *event) -> (chains, *event)."""
+    r""":math:`M^{-1} p`, (chains, *event) -> (chains, *event).
+
+    Args:
+        inverse_mass: a diagonal (*event), a matrix (D, D), or the rows of a
+            :class:`~pyrodgm.kernels.low_rank.LowRank` metric, (1, rank + 2, D).
+    """
     if inverse_mass.shape == momentum.shape[1:]:
         return momentum * inverse_mass
+    if inverse_mass.dim() == 3:
+        rows = inverse_mass[0]
+        scale, directions, values = rows[0], rows[1:-1], rows[-1, : len(rows) - 2]
+        scaled = momentum.reshape(-1, len(scale)) * scale
+        changed = scaled + ((scaled @ directions.T) * (values - 1)) @ directions
+        return (changed * scale).reshape(momentum.shape)
     return (momentum.reshape(-1, len(inverse_mass)) @ inverse_mass).reshape(momentum.shape)
 
 
@@ -41,8 +66,8 @@ class Moments:
         self._mean: Tensor | None = None
         self._squares: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
-        """Take in rows (n, *event)."""
+    def add(self, rows: Tensor, gradients: Tensor | None = None) -> None:
+        """Take in rows (n, *event); gradients are not used."""
         rows = rows.double()  # sums of many float32 squares would drift
         mean = rows.mean(0)
         d = rows - mean
@@ -74,7 +99,7 @@ class Metric(ABC):
 
     Attributes:
         dense: whether M is a matrix rather than its diagonal.
-        inverse_mass: :math:`M^{-1}`, (*event) or (D, D); None for the identity.
+        inverse_mass: :math:`M^{-1}`, of a shape that :func:`velocity` takes; None for the identity.
     """
 
     dense: bool
@@ -97,8 +122,12 @@ class Metric(ABC):
         """By how much the longest direction under this metric is longer than under a ``newer`` one of the kind."""
 
     @abstractmethod
-    def fitted(self, covariance: Tensor, like: Tensor) -> Metric:
+    def fitted(self, inverse_mass: Tensor, like: Tensor) -> Metric:
         """This kind of metric with another inverse mass, on the dtype and device of ``like``."""
+
+    def moments(self) -> Collector:
+        """What gathers the draws that :meth:`estimated` makes the next metric of."""
+        return Moments(self.dense)
 
     def velocity(self, momentum: Tensor) -> Tensor:
         r""":math:`M^{-1} p`, (chains, *event) -> (chains, *event)."""
@@ -108,13 +137,17 @@ class Metric(ABC):
         r""":math:`p^\top M^{-1} p / 2`, (chains, *event) -> (chains,)."""
         return kinetic(self.inverse(momentum), momentum)
 
-    def estimated(self, moments: Moments, like: Tensor) -> Metric:
+    def estimated(self, moments: Collector, like: Tensor) -> Metric:
         r"""The metric of pooled draws, shrunk as Stan does.
 
         .. math:: \frac{n}{n + 5} \hat\Sigma + 10^{-3} \frac{5}{n + 5} I
 
+        Args:
+            moments: from :meth:`moments`.
         Source: Stan reference manual, section 15.2 (Euclidean metric, regularisation).
         """
+        if not isinstance(moments, Moments):
+            raise TypeError(f"expected Moments, got {type(moments).__name__}; gather draws with metric.moments()")
         n = moments.count
         covariance = moments.covariance()
         floor = 1e-3 * 5 / (n + 5)
@@ -160,8 +193,8 @@ class Diagonal(Metric):
         ratio = newer.inverse_mass if self.inverse_mass is None else newer.inverse_mass / self.inverse_mass
         return ratio.max().sqrt().item()
 
-    def fitted(self, covariance: Tensor, like: Tensor) -> Diagonal:
-        return Diagonal(covariance.to(like))
+    def fitted(self, inverse_mass: Tensor, like: Tensor) -> Diagonal:
+        return Diagonal(inverse_mass.to(like))
 
 
 class Dense(Metric):
@@ -224,5 +257,5 @@ class Dense(Metric):
             ratio = torch.linalg.solve_triangular(self._factor, half.T, upper=False)
         return torch.linalg.eigvalsh(ratio).max().sqrt().item()
 
-    def fitted(self, covariance: Tensor, like: Tensor) -> Dense:
-        return Dense(covariance.to(like))
+    def fitted(self, inverse_mass: Tensor, like: Tensor) -> Dense:
+        return Dense(inverse_mass.to(like))

@@ -64,7 +64,7 @@ class NUTS(Kernel):
 
     Args:
         step_size: :math:`\epsilon`, where warm-up starts.
-        metric: kind of mass matrix, :class:`Diagonal` or :class:`Dense`, and where warm-up starts.
+        metric: kind of mass matrix, :class:`Diagonal`, :class:`LowRank` or :class:`Dense`, and where warm-up starts.
         target: mean acceptance over a trajectory that warm-up aims at, a harmonic mean over the chains.
         max_depth: doublings at most.
     Shapes: positions (chains, *event).

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrodgm.kernels.base import Kernel, Potential
 from pyrodgm.kernels.langevin import energy_and_gradient
-from pyrodgm.kernels.metric import Metric, Moments
+from pyrodgm.kernels.metric import Metric
 
 __all__ = ["SMCEstimate", "sequential_monte_carlo", "systematic_resample"]
 
@@ -130,11 +130,11 @@ def _moved(
     potential: Potential, x: Tensor, kernel: Any, moves: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Kernel]:
     """The particles after ``moves`` steps, and the kernel as it was tuned to them."""
-    if isinstance(getattr(kernel, "metric", None), Metric):
-        moments = Moments(kernel.metric.dense)
-        moments.add(x)
-        kernel = kernel.tuned(kernel.step_size, kernel.metric.estimated(moments, x))
     state = kernel.init(potential, x)
+    if isinstance(getattr(kernel, "metric", None), Metric):
+        moments = kernel.metric.moments()
+        moments.add(x, state.gradient)
+        kernel = kernel.tuned(kernel.step_size, kernel.metric.estimated(moments, x))
     tuner = kernel.tuner(state, moves, generator)
     for _ in range(moves):
         before = state

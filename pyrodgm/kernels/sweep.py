@@ -28,7 +28,7 @@ class GibbsSweep(Kernel):
 
     Shapes: positions s (chains, N).
     Raises: TypeError from ``init`` if the potential has no ``sweep``.
-    Source: Geman and Geman (1984), IEEE PAMI 6; Gonzalez et al. (2011), Parallel Gibbs sampling, AISTATS, section 3.
+    Source: Geman and Geman (1984), IEEE PAMI 6; Gonzalez et al. (2011), Parallel Gibbs sampling, AISTATS.
     Example:
         >>> from pyrodgm.energy import BoltzmannMachine
         >>> kernel = GibbsSweep()

@@ -39,7 +39,7 @@ class TemperedTransitions(Kernel):
         hottest: :math:`\beta_n`, from 0 up to but not 1.
     Shapes: positions (chains, N).
     Raises: ValueError for steps or a hottest that do not fit; TypeError from ``init`` for a potential without a path.
-    Source: Neal (1996), Statistics and Computing 6, section 3; Salakhutdinov (2009), Learning in Markov random fields
+    Source: Neal (1996), Statistics and Computing 6; Salakhutdinov (2009), Learning in Markov random fields
         using tempered transitions, NeurIPS.
     Example:
         >>> from pyrodgm.energy import RBM

@@ -215,7 +215,7 @@ def even_ladder(betas: Tensor, rejected: Tensor) -> Tensor:
     Args:
         betas: falling, (R,).
         rejected: :math:`\rho_s`, mean rejection of each pair, (R - 1,).
-    Source: Syed et al. (2022), section 5.2; the interpolation is ours.
+    Source: Syed et al. (2022), algorithm 4; the interpolation is ours.
     Example:
         >>> even_ladder(torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.2, 0.2]))
         tensor([1.0000, 0.5000, 0.2500])

@@ -7,9 +7,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyrodgm.core import Latent, evaluating, sample_sites
+from pyrodgm.core import Latent, evaluating, observed_part, sample_sites
 from pyrodgm.distributions.factors import factors
 from pyrodgm.guides.program import Pushed
 
@@ -40,7 +41,7 @@ def resample_missing(
         rounds: of proposals.
     Shapes: returns (B, *event); the observed part is x itself.
     Raises: ValueError for fewer than 9 particles or no round; TypeError if the coordinates are dependent given z, or if
-        the guide's density is a bound.
+        the guide's density is a bound; and as ``Latent.complete`` for the mask.
     Source: Rubin (1988), Using the SIR algorithm; the mixture's weights: Veach and Guibas (1995), Cappe et al. (2004).
     Example:
         >>> from pyrodgm.latent import VAE
@@ -50,9 +51,9 @@ def resample_missing(
     """
     if particles <= _IMPUTED or rounds < 1:
         raise ValueError(f"expected particles > {_IMPUTED} and rounds >= 1, got {particles} and {rounds}")
-    x, context = model.check(x, context)
+    x, context = model.check_rows(x, context)
     with evaluating(model), poutine.block():
-        observed = mask.expand_as(x)
+        observed = observed_part(x, mask)
         filled = [torch.where(observed, x, model(None, context, n=len(x))) for _ in range(_IMPUTED)]
         for i in range(rounds):
             z, log_w = _weigh(model, filled, observed, context, particles)
@@ -105,7 +106,7 @@ def _log_prob(sites: dict[str, Any], count: int, rows: int) -> Tensor:
     total: Any = 0.0
     for site in sites.values():
         log_prob = site["fn"].log_prob(site["value"])
-        total = total + (log_prob if site["mask"] is None else log_prob * site["mask"])
+        total = total + scale_and_mask(log_prob, mask=site["mask"])
     return total.expand(count, rows)
 
 

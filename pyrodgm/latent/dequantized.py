@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.core import Latent, Tractable, data_plate, evaluating
+from pyrodgm.core import Latent, Tractable, data_plate, evaluating, observed_part
 from pyrodgm.distributions.quantized import Quantized
 from pyrodgm.guides.dequantization import UniformDequantization, VariationalDequantization
 
@@ -90,9 +90,12 @@ class Dequantized(Latent):
             mask: True where x is observed, broadcast against x.
             steps: sweeps over all D coordinates.
         Shapes: returns (B, *event); the observed part is x itself.
+        Raises: ValueError or TypeError as ``Latent.complete`` does for the mask.
         """
-        x, context = self.check(x, context)
-        observed = mask.expand_as(x).flatten(1)
+        x, context = self.check_rows(x, context)
+        if steps < 0:
+            raise ValueError(f"expected steps >= 0, got {steps}")
+        observed = observed_part(x, mask).flatten(1)
         flat = torch.where(observed, x.flatten(1), 0.0)
         low, width = flat / self.levels, torch.where(observed, 1 / self.levels, 1.0).to(x.dtype)
 

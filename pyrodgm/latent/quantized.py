@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyrodgm.core import Tractable, data_plate, evaluating, join_context
 from pyrodgm.distributions.discretized import Codes
@@ -32,6 +33,10 @@ class NearestCode(nn.Module):
         book: the codebook.
     Shapes: x (B, *event), context (B, C) -> z (B, L * E).
     Source: van den Oord et al. (2017), arXiv:1711.00937, eq. 1-2.
+    Example:
+        >>> from pyrodgm.latent import Codebook
+        >>> NearestCode(torch.nn.Linear(6, 4), Codebook(codes=8, size=2))(torch.zeros(5, 6)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, encoder: nn.Module, book: Codebook) -> None:
@@ -40,7 +45,12 @@ class NearestCode(nn.Module):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The encoder's vectors, (B, L, E)."""
-        return self.encoder(join_context(x.flatten(1), context)).unflatten(-1, (-1, self.book.size))
+        vectors = self.encoder(join_context(x.flatten(1), context))
+        if vectors.shape[-1] % self.book.size:
+            raise ValueError(
+                f"expected an encoder of L * {self.book.size} numbers (whole embeddings), got {vectors.shape[-1]}"
+            )
+        return vectors.unflatten(-1, (-1, self.book.size))
 
     def condition(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
         """q(z | x, context), batch shape (B,)."""
@@ -56,6 +66,15 @@ class NearestCode(nn.Module):
             )
         with data_plate(x, context, n):
             return pyro.sample("z", self.condition(x, context))
+
+
+def _last_code(prior: Tractable) -> int | None:
+    """The highest code that a prior gives, None where its support does not say."""
+    support: Any = prior.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bound = getattr(support, "upper_bound", None)
+    return None if bound is None or torch.as_tensor(bound).numel() != 1 else int(bound)
 
 
 class VQVAE(VAE):
@@ -78,7 +97,8 @@ class VQVAE(VAE):
             independent categoricals.
         context: size C of the conditioning vector, 0 for none.
     Shapes: x (B, *event), context (B, C), z (B, L * E), codes (B, L).
-    Raises: ValueError if the likelihood's context does not hold a whole number of embeddings.
+    Raises: ValueError if the likelihood's context does not hold a whole number of embeddings, or if the prior is of
+        other codes.
     Source: van den Oord et al. (2017), arXiv:1711.00937.
     Example:
         >>> model = VQVAE.mlp(features=6, positions=2, codes=8, size=3, hidden=[16])
@@ -102,6 +122,12 @@ class VQVAE(VAE):
             )
         if code_prior is None:
             code_prior = Parametric(Codes, positions, sizes={"logits": len(codebook)})
+        last = _last_code(code_prior)
+        if code_prior.event_shape.numel() != positions or last not in (None, len(codebook) - 1):
+            raise ValueError(
+                f"expected a code prior over {positions} codes of 0, ..., {len(codebook) - 1}, got event shape "
+                f"{tuple(code_prior.event_shape)}" + ("" if last is None else f" of 0, ..., {last}")
+            )
         super().__init__(CodePrior(code_prior, codebook), likelihood, NearestCode(encoder, codebook), context)
         self.codebook = codebook
 

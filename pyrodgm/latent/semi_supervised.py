@@ -48,6 +48,10 @@ class ClassAndStyle(nn.Module):
         style: density of z given x flattened and y.
     Shapes: x (B, *event), labels (B, K) -> y (B, K), z (B, Z); returns z.
     Source: Kingma et al. (2014), arXiv:1406.5298, eq. 4.
+    Example:
+        >>> guide = ClassAndStyle(MLP(6, 3), Parametric(dist.Normal, 2, context=6 + 3))
+        >>> guide(torch.zeros(5, 6)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, classifier: nn.Module, style: Tractable) -> None:
@@ -214,10 +218,13 @@ class M2(Latent):
             context: (B, K), one-hot labels, all zeros where unknown.
             particles: draws of z for each class.
         Shapes: returns (B,), in nats.
-        Raises: TypeError where gradients are asked for and the style has no reparameterised draws.
+        Raises: TypeError where gradients are asked for and the style has no reparameterised draws; ValueError for
+            particles < 1.
         Source: Kingma et al. (2014), arXiv:1406.5298, eq. 6 (less log p(y)) and 7.
         """
-        x, context = self.check(x, context)
+        x, context = self.check_rows(x, context)
+        if particles < 1:
+            raise ValueError(f"expected particles >= 1, got {particles}")
         y = self._every_label().unsqueeze(1).expand(-1, len(x), -1)  # (K, B, K)
         flat = x.flatten(1).expand(self.classes, -1, -1)
         q = self.guide.style.condition(join_context(flat, y))

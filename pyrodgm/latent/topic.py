@@ -28,7 +28,7 @@ class DirichletLaplace(Tractable):
     Args:
         concentration: :math:`\alpha`, (K,), positive.
     Shapes: z (*B, K) -> log_prob (*B,) in nats.
-    Raises: ValueError if a concentration is not positive.
+    Raises: ValueError if a concentration is not positive and finite, or K < 2, where the variance is 0.
     Source: Srivastava and Sutton (2017), arXiv:1703.01488, eq. 3 (Laplace approximation in the softmax basis).
     Example:
         >>> DirichletLaplace(torch.ones(4)).condition().base_dist.scale
@@ -40,8 +40,9 @@ class DirichletLaplace(Tractable):
 
     def __init__(self, concentration: Tensor) -> None:
         alpha = torch.as_tensor(concentration)
-        if alpha.dim() != 1 or not bool((alpha > 0).all()):
-            raise ValueError(f"expected positive concentrations of shape (topics,), got {concentration}")
+        alpha = alpha if alpha.is_floating_point() else alpha.to(torch.get_default_dtype())
+        if alpha.dim() != 1 or len(alpha) < 2 or not bool(((alpha > 0) & alpha.isfinite()).all()):
+            raise ValueError(f"expected positive concentrations of at least two topics, (K,), got {concentration}")
         super().__init__(tuple(alpha.shape))
         topics, log = len(alpha), alpha.log()
         variance = (1 - 2 / topics) / alpha + (1 / alpha).sum() / topics**2
@@ -62,6 +63,7 @@ class Words(Tractable):
         topics: K.
         length: words of a sampled document.
     Shapes: x (*B, V) counts, context (*B, K) -> log_prob (*B,) in nats, see :class:`WordCounts`.
+    Raises: ValueError for length < 1.
     """
 
     def __init__(self, net: nn.Module, words: int, topics: int, length: int = 100) -> None:
@@ -103,7 +105,13 @@ class TopicModel(VAE):
             return cast(Any, self.likelihood).net.topics.detach()
 
     def top_words(self, n: int = 10) -> Tensor:
-        """Numbers of the n highest words of each topic, (K, n)."""
+        """Numbers of the n highest words of each topic, (K, n).
+
+        Raises: ValueError for n < 1 or more words than there are.
+        """
+        words = self.event_shape[0]
+        if not 1 <= n <= words:
+            raise ValueError(f"expected n of 1, ..., {words} words, got {n}")
         return self.topics.topk(n, -1).indices
 
 

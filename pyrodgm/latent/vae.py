@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrodgm.core import Latent, Tractable, data_plate, join_context
+from pyrodgm.core import GenerativeModel, Latent, Tractable, data_plate, join_context
 from pyrodgm.guides.amortized import Amortized
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
@@ -31,7 +31,7 @@ class VAE(Latent):
         guide: a Tractable over z whose context is x flattened (and c), or any guide module with a site "z".
         context: size C of the conditioning vector, 0 for none.
     Shapes: x (B, *event), context (B, C), z (B, Z).
-    Raises: ValueError if the sizes of the parts do not fit each other.
+    Raises: ValueError if the sizes of the parts do not fit each other; TypeError if a part is no model or module.
     Source: Kingma and Welling (2014), arXiv:1312.6114; conditional: Sohn et al. (2015).
     Example:
         >>> import torch
@@ -46,6 +46,11 @@ class VAE(Latent):
     """
 
     def __init__(self, prior: Tractable, likelihood: Tractable, guide: Tractable | nn.Module, context: int = 0) -> None:
+        for name, part in (("prior", prior), ("likelihood", likelihood)):
+            if not isinstance(part, GenerativeModel):
+                raise TypeError(f"expected {name} as a model, such as a Tractable, got {type(part).__name__}")
+        if not isinstance(guide, nn.Module):
+            raise TypeError(f"expected guide as a Tractable over z or a module, got {type(guide).__name__}")
         super().__init__(tuple(likelihood.event_shape), context)
         if len(prior.event_shape) != 1 or prior.context not in (0, context):
             raise ValueError(

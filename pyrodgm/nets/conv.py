@@ -36,6 +36,7 @@ class ConvNet(nn.Module):
         hidden: channels of the hidden layers, at least one.
         last_scale: factor on the last layer's initial weights; 0 makes the net start at 0.
     Shapes: (*B, inputs, H, W) -> (*B, outputs, H, W).
+    Raises: ValueError for sizes below 1, or no hidden layer.
     Source: Kingma and Dhariwal (2018), arXiv:1807.03039, section 3.3 (their hidden is (512, 512)).
     Example:
         >>> ConvNet(3, 2, [8, 8])(torch.zeros(5, 3, 4, 4)).shape

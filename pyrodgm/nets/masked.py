@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
-__all__ = ["IncrementalPass", "MaskedMLP"]
+__all__ = ["IncrementalPass", "MaskedMLP", "one_hot"]
 
 _CHUNK = 8  # features whose units are pushed to all later ones together
 
@@ -35,7 +35,10 @@ class MaskedMLP(nn.Module):
             are random, in random orders unless ``order`` is given.
         direct: add masked linear connections from the inputs to the outputs.
         activation: makes one activation module.
+        categories: K, where x is made of codes 0, ..., K - 1: each is read as a block of K inputs, of which one is 1;
+            0 reads x as numbers.
     Shapes: x (*B, D), context (*B, C) -> (*B, P, D).
+    Raises: ValueError for sizes below 1, an order that is no permutation, or one category.
     Source: Germain et al. (2015), arXiv:1502.03509, eq. 8-12 and section 4.2.
     Example:
         >>> MaskedMLP(5, 2, [16])(torch.zeros(3, 5)).shape
@@ -52,6 +55,7 @@ class MaskedMLP(nn.Module):
         masks: int = 1,
         direct: bool = False,
         activation: Callable[[], nn.Module] = nn.ReLU,
+        categories: int = 0,
     ) -> None:
         super().__init__()
         if features < 1 or outputs < 1 or masks < 1 or min(hidden, default=1) < 1:
@@ -61,17 +65,30 @@ class MaskedMLP(nn.Module):
             )
         if order is not None and sorted(torch.as_tensor(order).tolist()) != list(range(features)):
             raise ValueError(f"expected order to be a permutation of 0..{features - 1}, got {order}")
+        if categories < 0 or categories == 1:
+            raise ValueError(f"expected categories >= 2, or 0 for x of numbers, got {categories}")
         self.features, self.outputs, self.context, self.masks = features, outputs, context, masks
-        sizes = [features, *hidden]
+        self.categories = categories
+        sizes = [features * (categories or 1), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], outputs * features)
-        self.direct = nn.Linear(features, outputs * features, bias=False) if direct and hidden else None
+        self.direct = nn.Linear(sizes[0], outputs * features, bias=False) if direct and hidden else None
         first = sizes[1] if hidden else outputs * features
         self.from_context = nn.Linear(context, first, bias=False) if context else None
         self.context_to_last = nn.Linear(context, outputs * features, bias=False) if context and hidden else None
         self.activation = activation()
+        if categories:
+            self._start_from_codes()
         self._set_degrees(hidden, order)
         self._set_masks()
+
+    @torch.no_grad()
+    def _start_from_codes(self) -> None:
+        """One of each block's K inputs is 1, so the weights start as those of D inputs do, not of D K."""
+        readers: list[nn.Module] = [self.layers[0] if len(self.layers) else self.last]
+        for module in readers if self.direct is None else [*readers, self.direct]:
+            for parameter in module.parameters():
+                parameter.mul_(self.categories**0.5)
 
     def _set_degrees(self, hidden: Sequence[int], order: Tensor | None) -> None:
         """Ranks (M, D) and, for each hidden layer, degrees (M, H), as buffers that travel with the weights."""
@@ -113,8 +130,9 @@ class MaskedMLP(nn.Module):
 
     def _make_masks(self, mask: int | Tensor) -> list[Tensor]:
         """1 where a weight acts, else 0: of the hidden layers, the last layer, then the direct connections."""
-        degrees = self._degrees(mask)
-        last = degrees[0].repeat(self.outputs)[:, None]
+        ranks, *above = self._degrees(mask)
+        degrees = [ranks.repeat_interleave(self.categories or 1), *above]
+        last = ranks.repeat(self.outputs)[:, None]
         masks = [up[:, None] >= down for down, up in pairwise(degrees)] + [last > degrees[-1]]
         if self.direct is not None:
             masks.append(last > degrees[0])
@@ -128,6 +146,8 @@ class MaskedMLP(nn.Module):
         # A step of a small network takes as long as a hundred such lines: they ask the modules for little.
         modules, buffers = cast(dict[str, Any], self._modules), self._buffers
         masks: Any = [buffers[name] for name in self.kept] or self._make_masks(mask)
+        if self.categories:
+            x = one_hot(x, self.categories).flatten(-2)  # (*B, D) -> (*B, D * K)
         blocks, activation, h = self.blocks or [None] * len(masks), modules["activation"], x
         if type(activation) is nn.ReLU:
             activation = F.relu_  # what it changes is the fresh output of a linear map
@@ -145,6 +165,18 @@ class MaskedMLP(nn.Module):
         if self.context:
             out = out + modules["context_to_last" if last else "from_context"](context)
         return out
+
+
+def one_hot(codes: Tensor, categories: int) -> Tensor:
+    """Codes as vectors of which one number is 1, of their own floating type: (*B,) -> (*B, K).
+
+    Example:
+        >>> one_hot(torch.tensor([0.0, 2.0]), 3)
+        tensor([[1., 0., 0.],
+                [0., 0., 1.]])
+    """
+    # torch's own checks the codes by reading them, for which an accelerator has to wait
+    return (codes.unsqueeze(-1) == torch.arange(categories, dtype=codes.dtype, device=codes.device)).to(codes.dtype)
 
 
 def _masked(parameters: dict[str, Any], h: Tensor, mask: Tensor, blocks: Any) -> Tensor:
@@ -170,11 +202,13 @@ class IncrementalPass:
     @torch.no_grad()
     def __init__(self, net: MaskedMLP, context: Tensor | None, rows: int, mask: int = 0) -> None:
         ranks, *degrees = net._degrees(mask)
-        self.features, self.outputs = net.features, net.outputs
+        self.features, self.outputs, self.categories = net.features, net.outputs, net.categories
+        width = net.categories or 1  # inputs of a feature
         self.order = ranks.argsort()  # self.order[i] is the feature of rank i
         self.order_list = self.order.tolist()
         self.activation = net.activation
-        sorts = [self.order, *(d.argsort(stable=True) for d in degrees)]
+        inputs = (self.order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
+        sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
         last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
         to_last = net.context_to_last if net.layers else net.from_context
 
@@ -201,15 +235,16 @@ class IncrementalPass:
         self.direct = (
             None
             if net.direct is None
-            else net.direct.weight[last_sort][:, self.order].unflatten(0, split).transpose(0, 1).contiguous()
+            else net.direct.weight[last_sort][:, inputs].unflatten(0, split).transpose(0, 1).contiguous()
         )
-        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input).
+        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input, of ranks below i).
         grid = torch.arange(net.features + 1, device=ranks.device)
-        self.ends = [grid.tolist()] + [
+        self.ends = [(grid * width).tolist()] + [
             torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
         ]
         like = net.last.weight
         self.units = [like.new_empty(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        self.values = like.new_empty(net.features, rows) if self.categories else self.units[0]  # by rank, (D, N)
         # Pre-activations, as far as the finished chunks of features go: (H, N), and (D, P, N) of the outputs.
         self.inputs = [b.expand(-1, rows).clone() for b in self.biases]
         self.out = self.last_bias.expand(-1, -1, rows).clone()
@@ -245,11 +280,16 @@ class IncrementalPass:
         """The P numbers for the feature of rank i, (P, N), once the ranks below i are set."""
         under, seen = self.begun[-1], self.ends[-1][i]
         out = torch.addmm(self.out[i], self.last_weight[i][:, under:seen], self.units[-1][under:seen])
-        return out if self.direct is None else out + self.direct[i][:, :i] @ self.units[0][:i]
+        if self.direct is None:
+            return out
+        inputs = self.ends[0][i]
+        return out + self.direct[i][:, :inputs] @ self.units[0][:inputs]
 
     def set(self, i: int, value: Tensor) -> None:
         """Fix the feature of rank i to ``value`` (N,)."""
-        self.units[0][i] = value
+        self.values[i] = value
+        if self.categories:
+            self.units[0][self.ends[0][i] : self.ends[0][i + 1]] = one_hot(self.values[i], self.categories).T
         for level in range(1, len(self.units)):
             self._fill(level, self.ends[level][i], self.ends[level][i + 1], self.ends[level - 1][i + 1])
         if (i + 1) % _CHUNK == 0:
@@ -257,7 +297,7 @@ class IncrementalPass:
 
     def result(self) -> Tensor:
         """The features in their natural order, (N, D)."""
-        return self.units[0][self.order.argsort()].T.contiguous()
+        return self.values[self.order.argsort()].T.contiguous()
 
 
 def _sorted(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:

@@ -21,6 +21,7 @@ class MLP(nn.Sequential):
         activation: makes one activation module.
         last_scale: factor on the last layer's initial weights; 0 makes the net start at 0.
     Shapes: (*B, inputs) -> (*B, outputs).
+    Raises: ValueError for sizes below 1.
     Example:
         >>> MLP(3, 2, [8])(torch.zeros(5, 3)).shape
         torch.Size([5, 2])

@@ -1,4 +1,4 @@
-"""Linear maps under a staircase mask: the blocks above the stairs are never multiplied."""
+"""Linear maps under a staircase mask: in large products the blocks above the stairs are never multiplied."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Block = tuple[slice, slice]  # rows of the weight, and the columns that they see
 _LEAST = 2**18  # weights below which one product is faster than several
 _MANY = 2**19  # weights from which four steps are faster than two
 _WORTH = 0.8  # of the dense work, at most
+_WORK = 2**26  # multiplications of the dense product below which calling several costs more than it saves
 
 
 def blocks_of(mask: Tensor, runs: int = 1) -> list[Block] | None:
@@ -45,7 +46,7 @@ def blocks_of(mask: Tensor, runs: int = 1) -> list[Block] | None:
 def staircase_linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: list[Block]) -> Tensor:
     r""":math:`x (W \odot M)^\top + b` with products of the blocks only, forwards and backwards.
 
-    On accelerators, under transforms of ``torch.func``, autocast and tracing it is the dense formula.
+    For few rows, on accelerators, under transforms of ``torch.func``, autocast and tracing it is the dense formula.
 
     Shapes: x (*B, columns), weight and mask (rows, columns), bias (rows,) -> (*B, rows).
     Example:
@@ -55,7 +56,7 @@ def staircase_linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, bloc
         >>> torch.allclose(y, x @ (weight * mask).T, atol=1e-3)
         True
     """
-    if not _plain(x):
+    if x.numel() * len(weight) < _WORK or not _plain(x):
         return F.linear(x, weight * mask, bias)
     out = _Staircase.apply(x.reshape(-1, x.shape[-1]), weight, bias, mask, blocks)
     return out if x.dim() == 2 else out.reshape(*x.shape[:-1], -1)

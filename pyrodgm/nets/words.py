@@ -47,6 +47,7 @@ class BagEncoder(nn.Module):
         norm: batch norm of the outputs; without it they have a bias.
         shares: read each word's share of the document instead of its count.
     Shapes: (*B, V) -> (*B, 2 K), the means, then the log-scales.
+    Raises: ValueError without a hidden layer.
     Source: Srivastava and Sutton (2017), arXiv:1703.01488, section 3.
     Example:
         >>> BagEncoder(10, 3)(torch.ones(2, 10)).shape
@@ -64,6 +65,8 @@ class BagEncoder(nn.Module):
         shares: bool = False,
     ) -> None:
         super().__init__()
+        if not hidden:
+            raise ValueError("expected at least one hidden layer, got none")
         width = hidden[-1]
         self.body = nn.Sequential(MLP(words, width, hidden[:-1], activation), activation(), nn.Dropout(dropout))
         self.mean, self.log_variance = (nn.Linear(width, topics, bias=not norm) for _ in range(2))
@@ -91,6 +94,9 @@ class ProductOfTopics(nn.Module):
         dropout: of the topic proportions.
     Shapes: z (*B, K) -> log-probabilities (*B, V).
     Source: Srivastava and Sutton (2017), arXiv:1703.01488, section 4.
+    Example:
+        >>> ProductOfTopics(topics=3, words=10)(torch.zeros(5, 3)).exp().sum(-1).allclose(torch.ones(5))
+        True
     """
 
     def __init__(self, topics: int, words: int, dropout: float = 0.2) -> None:
@@ -117,6 +123,9 @@ class LogLinear(nn.Module):
         words: V.
     Shapes: z (*B, K) -> log-probabilities (*B, V).
     Source: Miao et al. (2016), arXiv:1511.06038, eq. 6.
+    Example:
+        >>> LogLinear(topics=3, words=10)(torch.zeros(5, 3)).exp().sum(-1).allclose(torch.ones(5))
+        True
     """
 
     def __init__(self, topics: int, words: int) -> None:
@@ -141,7 +150,11 @@ class TopicEmbeddings(nn.Module):
         size: of the space, where no embeddings are given.
         embeddings: of the words, :math:`\rho` (V, E), kept as they are; None learns them.
     Shapes: z (*B, K), :math:`\theta = \operatorname{softmax}(z)` -> log-probabilities (*B, V).
+    Raises: ValueError for embeddings that are not one row a word.
     Source: Dieng et al. (2020), arXiv:1907.04907, eq. 2-5.
+    Example:
+        >>> TopicEmbeddings(topics=3, words=10, size=4)(torch.zeros(5, 3)).exp().sum(-1).allclose(torch.ones(5))
+        True
     """
 
     def __init__(self, topics: int, words: int, size: int = 300, embeddings: Tensor | None = None) -> None:

@@ -3,6 +3,7 @@
 from pyrodgm.objectives.adversarial import Adversarial, Game, Minimax, NonSaturating
 from pyrodgm.objectives.annealing import CyclicalAnnealing, LinearAnnealing, Schedule
 from pyrodgm.objectives.base import Objective
+from pyrodgm.objectives.centring import weight_groups
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
 from pyrodgm.objectives.elbo import ELBO, PyroObjective
 from pyrodgm.objectives.free_bits import FreeBits
@@ -63,4 +64,5 @@ __all__ = [
     "WakeSleep",
     "generative_parameters",
     "log_aggregate",
+    "weight_groups",
 ]

@@ -56,6 +56,9 @@ class NonSaturating(Minimax):
     r"""The same critic; the generator maximises :math:`E \log D(G(z))`, whose gradient does not vanish early.
 
     Source: Goodfellow et al. (2014), arXiv:1406.2661, section 3.
+    Example:
+        >>> NonSaturating().generator(torch.zeros(3))
+        tensor(0.6931)
     """
 
     def generator(self, fake: Tensor) -> Tensor:
@@ -71,6 +74,7 @@ class Adversarial(Objective):
         critic: module (x (B, *event), context (B, C) or None) -> scores (B,).
         game: the two losses; default :class:`NonSaturating`.
         critic_steps: critic steps for each generator step.
+    Raises: ValueError for critic_steps < 1; TypeError from ``check`` for a model of another family.
     Source: Goodfellow et al. (2014), arXiv:1406.2661, algorithm 1.
     Example:
         >>> from pyrodgm.implicit import GAN
@@ -92,7 +96,7 @@ class Adversarial(Objective):
     @classmethod
     def mlp(cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256), game: Game | None = None) -> Adversarial:
         """An objective whose critic is a perceptron over the model's event and context."""
-        return cls(MLPCritic(model.event_shape.numel(), model.context, hidden), game)
+        return cls(MLPCritic(model.event_shape.numel(), model.context, hidden).to(model.dtype), game)
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Implicit):

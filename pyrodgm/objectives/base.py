@@ -63,6 +63,9 @@ class Objective(nn.Module):
         """The optimiser that ``fit`` uses where none is given: fused Adam."""
         return torch.optim.Adam(parameters, lr=lr, fused=fusable(parameters))
 
+    def check_optimizer(self) -> None:
+        """Raise ValueError if an optimiser of the user's own would leave out what this objective's does."""
+
     @abstractmethod
     def check(self, model: GenerativeModel) -> None:
         """Raise TypeError if the model's family cannot answer this objective."""

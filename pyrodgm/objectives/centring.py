@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrodgm.energy.gap import Offsets
 
-__all__ = ["RunningOffsets", "weight_groups"]
+__all__ = ["RunningOffsets", "refuse_weight_cost", "weight_groups"]
 
 _RATE = 0.01  # of the running means: a hundred batches
 # What a unit that never changes decays to is 0: left alone it ends as a denormal number that rounding keeps from
@@ -68,7 +68,7 @@ def weight_groups(parameters: list[nn.Parameter], weight_cost: float) -> list[di
     """Groups for an optimiser: parameters of two dimensions or more with this decay, the others with none.
 
     Raises: ValueError for a weight cost below 0.
-    Source: Hinton (2010), A practical guide to training restricted Boltzmann machines, section 10.
+    Source: Hinton (2010), A practical guide to training restricted Boltzmann machines.
     Example:
         >>> from pyrodgm.energy import RBM
         >>> [(len(g["params"]), g["weight_decay"]) for g in weight_groups(list(RBM(4, 3).parameters()), 0.01)]
@@ -79,3 +79,13 @@ def weight_groups(parameters: list[nn.Parameter], weight_cost: float) -> list[di
     weights, biases = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() < 2]
     groups = ({"params": weights, "weight_decay": weight_cost}, {"params": biases, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
+
+
+def refuse_weight_cost(weight_cost: float) -> None:
+    """Raise ValueError for a weight cost beside an optimiser that the objective did not make."""
+    if weight_cost:
+        raise ValueError(
+            f"expected weight_cost=0 beside optimizer=, which would not know of it, got {weight_cost}; decay the "
+            f"weights there: optimizer=lambda ps: torch.optim.SGD(weight_groups(ps, {weight_cost}), lr=...), with "
+            "pyrodgm.objectives.weight_groups"
+        )

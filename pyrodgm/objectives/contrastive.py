@@ -12,7 +12,8 @@ from pyrodgm.core import Energy, GenerativeModel, evaluating, join_context
 from pyrodgm.energy.gap import Gap, Offsets
 from pyrodgm.evaluation.two_sample import energy_distance
 from pyrodgm.objectives.base import Objective, fusable
-from pyrodgm.objectives.centring import RunningOffsets, weight_groups
+from pyrodgm.objectives.centring import RunningOffsets, refuse_weight_cost, weight_groups
+from pyrodgm.objectives.partition import PartitionMemory
 
 __all__ = ["ContrastiveDivergence", "Layered"]
 
@@ -54,14 +55,14 @@ class ContrastiveDivergence(Objective):
         k: moves of the kernel.
         persistent: keep the chains from step to step.
         chains: M, how many persistent chains; default 100.
-        weight_cost: lambda, of the objective's own optimiser; give your own its own.
+        weight_cost: lambda, of the objective's own optimiser; for another make groups by :func:`weight_groups`.
         centered: for machines of two layers without context.
-    Raises: ValueError for k < 1, for chains without persistent, for a weight cost below 0, and from ``check`` for
-        persistent chains or centring of a conditional model, whose contexts change with the batch; TypeError from
-        ``check`` for centring of another model.
-    Source: Hinton (2002), Training products of experts, eq. 4-6; Tieleman (2008), Training restricted
+    Raises: ValueError for k < 1, for chains without persistent, for a weight cost below 0, from ``fit`` for a weight
+        cost beside an optimiser of your own, and from ``check`` for persistent chains or centring of a conditional
+        model, whose contexts change with the batch; TypeError from ``check`` for centring of another model.
+    Source: Hinton (2002), Training products of experts; Tieleman (2008), Training restricted
         Boltzmann machines using approximations to the likelihood gradient; Hinton (2010), A practical guide to
-        training restricted Boltzmann machines, sections 9 and 10 (momentum, weight cost); Melchior, Fischer and
+        training restricted Boltzmann machines (momentum, weight cost); Melchior, Fischer and
         Wiskott (2016), How to center deep Boltzmann machines, JMLR 17.
     Example:
         >>> from pyrodgm.energy import RBM
@@ -95,7 +96,7 @@ class ContrastiveDivergence(Objective):
         self.weight_cost = weight_cost
         self.offsets = RunningOffsets() if centered else None
         self.register_buffer("negatives", None)  # the chains, from the first model that is checked
-        self._log_z: tuple[tuple[int, int], Tensor] | None = None  # and the state of the model that it belongs to
+        self._memory = PartitionMemory()
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Energy):
@@ -115,7 +116,20 @@ class ContrastiveDivergence(Objective):
         if self.persistent:
             self._check_chains(model)
 
+    def begin(self, rows: Tensor) -> None:
+        """Let the chains go on from ``rows`` (M, *event), for a model that has been trained already.
+
+        Raises: ValueError for an objective that is not persistent.
+        """
+        if not self.persistent:
+            raise ValueError("expected persistent=True for chains that begin somewhere, got persistent=False")
+        self.negatives, self.chains = rows.detach().clone(), len(rows)
+
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        return self.gap(model, x, context)[0]
+
+    def gap(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss and its negatives: (), (M, *event)."""
         model = self._energy_model(model)
         x, context = model.check(x, context)
         start = x if self.negatives is None else self.negatives.to(x)
@@ -123,15 +137,18 @@ class ContrastiveDivergence(Objective):
         if self.negatives is not None:
             self.negatives.copy_(negatives)
         if context is not None or not isinstance(model, Layered):
-            return model.energy(x, context).mean() - model.energy(negatives, context).mean()
+            return model.energy(x, context).mean() - model.energy(negatives, context).mean(), negatives
         if self.offsets is None:
-            return model.energy_gap(x, negatives).value
+            return model.energy_gap(x, negatives).value, negatives
         gap = model.energy_gap(x, negatives, self.offsets.current())
         self.offsets.follow(gap.means)
-        return gap.value
+        return gap.value, negatives
+
+    def check_optimizer(self) -> None:
+        refuse_weight_cost(self.weight_cost)
 
     def optimizer(self, player: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        # Plain steps with some momentum (Hinton 2010, section 9): Adam's steps do not shrink with the gradient, so
+        # Plain steps with some momentum (Hinton 2010): Adam's steps do not shrink with the gradient, so
         # all weights take the sampling noise at full size and the likelihood of a small RBM falls for many epochs.
         groups = weight_groups(parameters, self.weight_cost)
         return torch.optim.SGD(groups, lr=lr, momentum=0.5, fused=fusable(parameters))
@@ -185,11 +202,7 @@ class ContrastiveDivergence(Objective):
             return energy_distance(join_context(x.flatten(1), context), negatives.flatten(1))
 
     def _log_partition(self, model: Energy) -> Tensor:
-        """log Z by AIS, once for a state of the model: the batches of one validation share it."""
-        state = id(model), sum(p._version for p in model.parameters())
-        if self._log_z is None or self._log_z[0] != state:
-            self._log_z = state, model.log_partition("ais", **_AIS)[0]
-        return self._log_z[1]
+        return self._memory.of(model, lambda: model.log_partition("ais", **_AIS)[0])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # the chains exist only after the first check, so what is saved decides whether they do

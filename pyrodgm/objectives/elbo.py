@@ -15,8 +15,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrodgm.core import GenerativeModel, sample_sites
-from pyrodgm.guides.stopped import stopped
+from pyrodgm.core import GenerativeModel, check_guide_sites, sample_sites
+from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.free_bits import FreeBits
@@ -47,7 +47,7 @@ class ELBO(Objective):
         stl: "sticking the landing": the guide's density has a gradient by way of z only, whose
             variance goes to 0 as q comes to the posterior. It needs samples, so no KL is analytic.
     Raises: ValueError for particles < 1 or beta < 0; TypeError from ``loss`` if free bits or stl meet a guide
-        that is not reparameterised.
+        that is not reparameterised, and under Pyro's validation ValueError if stl meets one with dropout.
     Source: Kingma and Welling (2014), arXiv:1312.6114, eq. 3 and 7; beta: Higgins et al. (2017), eq. 4;
         free bits: Kingma et al. (2016), arXiv:1606.04934, eq. 15; stl: Roeder et al. (2017), arXiv:1703.09194, eq. 8.
     Example:
@@ -91,9 +91,12 @@ class ELBO(Objective):
         if not all(site["fn"].has_rsample for site in latents.values()):
             return self._score_function(model, x, context, n, beta) / rows
         model_trace = self._trace(poutine.replay(model, trace=guide_trace), x, context, n)
+        check_guide_sites(guide_trace, model_trace)
         if self.stl:
             again = poutine.replay(stopped(model.guide), trace=guide_trace)
-            latents = sample_sites(self._trace(again, x, context, n))
+            scored = self._trace(again, x, context, n)
+            refuse_noise(model.guide, guide_trace, scored, {k: site["value"] for k, site in latents.items()})
+            latents = sample_sites(scored)
         sums: dict[Any, Any] = {}  # of the sites under one plate scale
         for name, site in sample_sites(model_trace).items():
             term = self._term(site, latents.get(name))

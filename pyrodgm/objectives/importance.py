@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, sample_sites
-from pyrodgm.guides.stopped import stopped
+from pyrodgm.core import GenerativeModel, Latent, check_guide_sites, sample_sites
+from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.base import Objective
 
 __all__ = ["ImportanceWeighted"]
@@ -39,7 +39,8 @@ class ImportanceWeighted(Objective):
         particles: K.
         alpha: order of the Renyi divergence; 0 is IWAE, 1 the ELBO.
         doubly: use the gradient above for the guide; its sites have to be reparameterised and a function of x.
-    Raises: ValueError for particles < 1; TypeError from ``loss`` if a doubly reparameterised site has no rsample.
+    Raises: ValueError for particles < 1; from ``loss`` TypeError if a doubly reparameterised site has no rsample, and
+        under Pyro's validation ValueError if its guide has noise of its own, such as dropout.
     Source: Burda et al. (2016), arXiv:1509.00519, eq. 8; Li and Turner (2016), arXiv:1602.02311, eq. 13;
         Tucker et al. (2019), arXiv:1810.04152, eq. 5-8.
     Example:
@@ -84,7 +85,9 @@ class ImportanceWeighted(Objective):
         for name, z in leaves.items():
             sites[name]["value"] = z
         scored = model.particle_trace(poutine.replay(stopped(model.guide), trace=drawn), self.particles, x, context)
+        refuse_noise(model.guide, drawn, scored, draws)
         program = model.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context)
+        check_guide_sites(drawn, program)
         log_weights = model.row_log_prob(program) - model.row_log_prob(scored)  # (K, B)
         share = ((1 - self.alpha) * log_weights.detach()).softmax(0)
         factor = self.alpha * share + (1 - self.alpha) * share.square()

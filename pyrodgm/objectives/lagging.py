@@ -84,6 +84,7 @@ class StopLagging:
         x: held-out rows (B, *event).
         context: (B, C).
         patience: epochs without growth.
+    Raises: ValueError for patience < 1; TypeError in a run of another objective.
     Source: He et al. (2019), arXiv:1901.05534, section 4.2.
     Example:
         >>> import pyrodgm, torch

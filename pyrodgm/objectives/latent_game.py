@@ -90,7 +90,7 @@ class AdversarialAutoencoder(_LatentGame):
         cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256), game: Game | None = None
     ) -> AdversarialAutoencoder:
         """An objective whose critic is a perceptron over the model's latents and context."""
-        return cls(MLPCritic(_latent_size(model), model.context, hidden), game)
+        return cls(MLPCritic(_latent_size(model), model.context, hidden).to(model.dtype), game)
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         critic = self.critic.parameters()
@@ -177,7 +177,7 @@ class AdversarialVariationalBayes(_LatentGame):
             critic = Contrast(model.guide, hidden)
         else:
             critic = MLPCritic(model.event_shape.numel() + _latent_size(model), model.context, hidden)
-        return cls(critic, critic_steps, particles)
+        return cls(critic.to(model.dtype), critic_steps, particles)
 
     def check(self, model: GenerativeModel) -> None:
         super().check(model)

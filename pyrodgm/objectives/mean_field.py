@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pyrodgm.core import GenerativeModel, evaluating
 from pyrodgm.energy.dbm import DeepBoltzmannMachine
 from pyrodgm.objectives.base import Objective, fusable
-from pyrodgm.objectives.centring import RunningOffsets, weight_groups
+from pyrodgm.objectives.centring import RunningOffsets, refuse_weight_cost, weight_groups
+from pyrodgm.objectives.partition import PartitionMemory
 
 __all__ = ["MeanFieldContrastive"]
 
@@ -38,11 +39,12 @@ class MeanFieldContrastive(Objective):
         k: moves of the kernel.
         chains: M.
         mean_field: sweeps of :meth:`DeepBoltzmannMachine.mean_field`.
-        weight_cost: weight decay of the objective's own optimiser, for weights only.
+        weight_cost: weight decay of the objective's own optimiser, for weights only; for another make groups by
+            :func:`weight_groups`.
         centered: see above; a larger learning rate then serves (0.05).
     Raises: ValueError for arguments below 1 or a weight cost below 0, and from ``check`` for a conditional model, whose
         chains would each need the context that it was run under.
-    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS, eq. 6-9 and section 2;
+    Source: Salakhutdinov and Hinton (2009), Deep Boltzmann machines, AISTATS;
         Montavon and Mueller (2012), Deep Boltzmann machines and the centering trick; Melchior, Fischer and Wiskott
         (2016), How to center deep Boltzmann machines, JMLR 17.
     Example:
@@ -71,7 +73,7 @@ class MeanFieldContrastive(Objective):
         self.k, self.chains, self.mean_field, self.weight_cost = k, chains, mean_field, weight_cost
         self.offsets = RunningOffsets() if centered else None
         self.register_buffer("states", None)  # the chains, from the first model that is checked
-        self._log_z: tuple[tuple[int, int], Tensor] | None = None  # and the state of the model that it belongs to
+        self._memory = PartitionMemory()
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, DeepBoltzmannMachine):
@@ -96,6 +98,11 @@ class MeanFieldContrastive(Objective):
                 "make one MeanFieldContrastive for each model"
             )
 
+    def begin(self, model: DeepBoltzmannMachine, rows: Tensor) -> None:
+        """Let the chains go on from ``rows`` x (M, V), for a model that has been trained already."""
+        generator = torch.Generator(rows.device).manual_seed(_CHAINS_SEED)
+        self.states, self.chains = model.draw_even(rows, generator=generator), len(rows)
+
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         self.check(model)
         model = cast(DeepBoltzmannMachine, model)
@@ -113,6 +120,9 @@ class MeanFieldContrastive(Objective):
         self.offsets.follow(gap.means)
         return gap.value
 
+    def check_optimizer(self) -> None:
+        refuse_weight_cost(self.weight_cost)
+
     def optimizer(self, player: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         # as for contrastive divergence: Adam's steps do not shrink with the gradient and take the chains' noise whole
         groups = weight_groups(parameters, self.weight_cost)
@@ -129,12 +139,8 @@ class MeanFieldContrastive(Objective):
             return (model.variational_energy(x, steps=self.mean_field).double() + self._log_partition(model)).mean()
 
     def _log_partition(self, model: DeepBoltzmannMachine) -> Tensor:
-        """log Z once for a state of the model: the batches of one validation share it."""
-        state = id(model), sum(p._version for p in model.parameters())
-        if self._log_z is None or self._log_z[0] != state:
-            found = model.log_partition("exact") if model.enumerable else model.log_partition("ais", **_AIS)
-            self._log_z = state, found[0]
-        return self._log_z[1]
+        options = {"method": "exact"} if model.enumerable else _AIS
+        return self._memory.of(model, lambda: model.log_partition(**options)[0])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # the chains exist only after the first check, so what is saved decides whether they do

@@ -33,12 +33,14 @@ class ReverseKL(Objective):
 
     in nats. It needs no data: ``fit(flow, None, ReverseKL(target))``. A row that is given (with its
     context) only says that one draw is wanted there. Draws must carry gradients (flows whose draws are cheap:
-    couplings, IAF). Check what came of it with :func:`pyrodgm.evaluation.importance_estimate`.
+    couplings, IAF). Check what came of it with :func:`pyrodgm.evaluation.target_estimate`.
 
     Args:
         target: an :class:`~pyrodgm.core.Energy`, or a function (rows (B, *event)) or (rows, context) ->
             :math:`\log \tilde p` (B,). An energy is held as it is and is not trained.
         particles: draws for each row.
+    Raises: ValueError for particles < 1; TypeError from ``check`` for a model that cannot score its draws, or whose
+        draws carry no gradients.
     Source: Rezende and Mohamed (2015), arXiv:1505.05770, eq. 15; Papamakarios et al. (2021), arXiv:1912.02762, eq. 17.
     Example:
         >>> from pyrodgm.tractable import RealNVP
@@ -93,6 +95,8 @@ class Distillation(ReverseKL):
     Args:
         teacher: a tractable model with the student's event shape and context; a frozen copy is kept.
         particles: draws for each row.
+    Raises: TypeError for a teacher that cannot score; from ``check`` also ValueError for a student of another event
+        shape or context, and what :class:`ReverseKL` raises.
     Source: van den Oord et al. (2018), Parallel WaveNet, arXiv:1711.10433, eq. 6-7.
     Example:
         >>> from pyrodgm.tractable import IAF, MAF
@@ -107,6 +111,7 @@ class Distillation(ReverseKL):
             raise TypeError(f"expected a Tractable teacher (one that scores), got {type(teacher).__name__}")
         super().__init__(teacher.log_prob, particles)
         self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.target = self.teacher.log_prob
 
     def check(self, model: GenerativeModel) -> None:
         super().check(model)
@@ -115,9 +120,6 @@ class Distillation(ReverseKL):
                 f"expected a student of event shape {tuple(self.teacher.event_shape)} and context "
                 f"{self.teacher.context}, the teacher's, got {tuple(model.event_shape)} and {model.context}"
             )
-
-    def log_target(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.teacher.log_prob(x, context)
 
     def train(self, mode: bool = True) -> Distillation:
         super().train(mode)

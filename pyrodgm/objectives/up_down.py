@@ -14,6 +14,9 @@ from pyrodgm.core import GenerativeModel, evaluating
 from pyrodgm.energy.dbn import DeepBeliefNetwork
 from pyrodgm.energy.recognition import Recognition
 from pyrodgm.objectives.base import Objective
+from pyrodgm.objectives.centring import refuse_weight_cost, weight_groups
+from pyrodgm.objectives.contrastive import ContrastiveDivergence
+from pyrodgm.objectives.partition import PartitionMemory
 
 __all__ = ["UpDown"]
 
@@ -35,12 +38,16 @@ class UpDown(Objective):
     phase draws downwards. The first line is an upper bound of -log p(x) up to an entropy, with log Z by contrastive
     divergence. :meth:`held_out` is minus the bound by importance sampling.
 
+    ``top`` says how the top machine is trained where CD-k does not do: persistent chains, from which the dreams then
+    come, a centred gradient, a weight cost (which the optimiser gives all weights of the model).
+
     Args:
         recognition: q, of the network's layers without the last; the objective owns it.
         k: moves of the top machine.
         particles: of :meth:`held_out`.
+        top: replaces ``ContrastiveDivergence(k)``.
     Raises: ValueError for k or particles below 1, and from ``check`` for layers of other sizes.
-    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets, section 5 and appendix B.
+    Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets.
     Example:
         >>> objective = UpDown(Recognition(6, [4]), k=1)
         >>> [player for player, _ in objective(DeepBeliefNetwork(6, [4, 3]), torch.ones(5, 6))]
@@ -50,12 +57,20 @@ class UpDown(Objective):
     held_out_name = "negative bound"
     lr = 0.01
 
-    def __init__(self, recognition: Recognition, k: int = 10, particles: int = 20) -> None:
+    def __init__(
+        self,
+        recognition: Recognition,
+        k: int = 10,
+        particles: int = 20,
+        *,
+        top: ContrastiveDivergence | None = None,
+    ) -> None:
         super().__init__()
         if min(k, particles) < 1:
             raise ValueError(f"expected k >= 1 and particles >= 1, got {k} and {particles}")
-        self.recognition, self.k, self.particles = recognition, k, particles
-        self._log_z: tuple[tuple[int, int], Tensor] | None = None  # and the state of the model that it belongs to
+        self.recognition, self.particles = recognition, particles
+        self.top = ContrastiveDivergence(k) if top is None else top
+        self._memory = PartitionMemory()
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, DeepBeliefNetwork):
@@ -69,6 +84,7 @@ class UpDown(Objective):
                 f"expected a recognition network with weights of {list(wanted)}, got {list(sizes)}; "
                 f"use Recognition({model.sizes[0]}, {list(model.sizes[1:-1])})"
             )
+        self.top.check(model.top)
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         return {"model": model.parameters(), "recognition": self.recognition.parameters()}
@@ -80,14 +96,18 @@ class UpDown(Objective):
         model = cast(DeepBeliefNetwork, model)
         x, context = model.check(x, context)
         h = self.recognition.draw(x)
-        negative = model.top.run_kernel(h[-1], context, self.k)
+        gap, negative = self.top.gap(model.top, h[-1], context)
         dream = model.descend(negative)  # before the model's step, as in the paper
-        yield "model", (model.joint_energy(x, h, context) - model.top.energy(negative, context)).mean()
+        yield "model", gap - model.log_likelihood(x, h).mean()
         yield "recognition", -self.recognition.log_prob(dream[0], dream[1:]).mean()
+
+    def check_optimizer(self) -> None:
+        refuse_weight_cost(self.top.weight_cost)
 
     def optimizer(self, player: str, parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
         # as for contrastive divergence, whose noise Adam takes whole
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.5)
+        cost = self.top.weight_cost if player == "model" else 0.0
+        return torch.optim.SGD(weight_groups(parameters, cost), lr=lr, momentum=0.5)
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
@@ -106,9 +126,5 @@ class UpDown(Objective):
             return -(weights.logsumexp(0) - math.log(self.particles) - self._log_partition(model)).mean()
 
     def _log_partition(self, model: DeepBeliefNetwork) -> Tensor:
-        """log Z once for a state of the model: the batches of one validation share it."""
-        state = id(model), sum(p._version for p in model.parameters())
-        if self._log_z is None or self._log_z[0] != state:
-            found = model.log_partition("exact") if model.top.enumerable else model.log_partition("ais", **_AIS)
-            self._log_z = state, found[0]
-        return self._log_z[1]
+        options = {"method": "exact"} if model.top.enumerable else _AIS
+        return self._memory.of(model.top, lambda: model.log_partition(**options)[0])

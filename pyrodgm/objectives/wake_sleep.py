@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -52,6 +52,12 @@ class _Alternating(Objective):
         with torch.no_grad():
             return ImportanceWeighted(self.particles).loss(model, x, context, n=n)
 
+    def _wake(self, model: Latent, x: Tensor, context: Tensor | None) -> tuple[Any, Any]:
+        """The guide's draws for rows, without gradients, and the program at them: two traces of K particles."""
+        with torch.no_grad():
+            drawn = model.particle_trace(model.guide, self.particles, x, context)
+        return drawn, model.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context)
+
     @staticmethod
     def _dream(model: Latent, rows: int, context: Tensor | None, particles: int) -> Tensor:
         """-log q(z | x) of the model's own draws, a mean over ``particles`` for each row, ()."""
@@ -90,9 +96,7 @@ class WakeSleep(_Alternating):
     ) -> Iterator[tuple[str, Tensor]]:
         latent = _latent(self, model)
         x, context = latent.check(x, context)
-        with torch.no_grad():
-            drawn = latent.particle_trace(latent.guide, self.particles, x, context)
-        program = latent.particle_trace(poutine.replay(latent, trace=drawn), self.particles, x, context)
+        _, program = self._wake(latent, x, context)
         yield "model", -latent.row_log_prob(program).mean()
         yield "guide", self._dream(latent, len(x), context, self.particles)
 
@@ -131,10 +135,9 @@ class ReweightedWakeSleep(_Alternating):
     ) -> Iterator[tuple[str, Tensor]]:
         latent = _latent(self, model)
         x, context = latent.check(x, context)
+        drawn, program = self._wake(latent, x, context)
         with torch.no_grad():
-            drawn = latent.particle_trace(latent.guide, self.particles, x, context)
             log_q = latent.row_log_prob(drawn)  # (K, B)
-        program = latent.particle_trace(poutine.replay(latent, trace=drawn), self.particles, x, context)
         log_p = latent.row_log_prob(program)
         share = (log_p.detach() - log_q).softmax(0)
         yield "model", -(share * log_p).sum(0).mean()

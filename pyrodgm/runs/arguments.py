@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_origin
 
-import torch
-
 from pyrodgm.engine import fit
 from pyrodgm.engine.fit import _fabric
 from pyrodgm.engine.settings import Settings
@@ -75,9 +73,7 @@ def check_fit(options: Mapping[str, Any]) -> None:
     values = {name: p.default for name, p in parameters.items()} | dict(options)
     # a run has a folder for its checkpoints, and held-out rows
     Settings(**{f.name: values[f.name] for f in fields(Settings)} | {"checkpoint": "checkpoint"}).check(held_out=True)
-    if str(values["device"]).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {values['device']!r} is not there on this machine; use auto or cpu")
-    _fabric(*(values[name] for name in ("device", "precision", "strategy", "devices")))
+    _fabric(str(values["device"]), *(values[name] for name in ("precision", "strategy", "devices")))
 
 
 def listed(value: Any) -> Any:

@@ -28,8 +28,9 @@ class MADE(Tractable):
     Args:
         features: D.
         hidden: widths of the hidden layers.
-        conditional: family of one feature: :class:`BernoulliConditional` (default) or
-            :class:`GaussianMixtureConditional`.
+        conditional: family of one feature: :class:`BernoulliConditional` (default),
+            :class:`GaussianMixtureConditional`, or :class:`CategoricalConditional`, whose codes enter the network
+            as one-hot blocks.
         context: size C of the conditioning vector, 0 for none.
         order: ``order[d]`` is the rank of feature d; default natural, or random for each of several masks.
         masks: how many sets of masks.
@@ -57,7 +58,8 @@ class MADE(Tractable):
     ) -> None:
         super().__init__((features,), context)
         self.conditional = BernoulliConditional() if conditional is None else conditional
-        self.net = MaskedMLP(features, self.conditional.size, hidden, context, order, masks, direct, activation)
+        size, categories = self.conditional.size, self.conditional.categories
+        self.net = MaskedMLP(features, size, hidden, context, order, masks, direct, activation, categories)
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)
@@ -72,7 +74,8 @@ class MADE(Tractable):
         )
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if self.net.masks > 1 or is_validation_enabled():
+        net = self.net
+        if net.masks > 1 or is_validation_enabled():
             return super().log_prob(x, context)
         x, context = self.check(x, context)  # what the distribution would compute, without making one
-        return self.conditional.log_prob(self.net.flat(x, context), x)
+        return self.conditional.log_prob(net.flat(x, context), x)

@@ -111,6 +111,8 @@ class Parametric(Tractable):
 
     def _parts(self, raw: Tensor) -> Sequence[Tensor]:
         """The raw numbers of each parameter: (*B, outputs) -> (*B, *event), or (*B, *event, size) for vectors."""
+        if len(self.sizes) == 1 and 1 in self.sizes.values():  # unbinding would copy the gradient
+            return [raw.unflatten(-1, self.event_shape)]
         if max(self.sizes.values()) == 1:
             return raw.unflatten(-1, (len(self.sizes), *self.event_shape)).unbind(raw.dim() - 1)
         features = self.event_shape.numel()

@@ -1,6 +1,7 @@
 """Actnorm's start from data, once and for good; the batch's statistics in training."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -93,6 +94,10 @@ def test_batch_norm_takes_the_batchs_moments_in_training_and_their_averages_afte
 
 
 def test_a_feature_that_never_varies_stays_finite():
+    """It leaves as 0, and what is a millionth larger as 1: the largest scale that a start gives."""
     x = torch.ones(8, 2, dtype=torch.float64)
     layer = Compose([ActNorm(2)]).double()
-    assert layer.initialize(x).isfinite().all()
+    torch.testing.assert_close(layer.initialize(x), torch.zeros_like(x))
+    y, ladj = layer(x + 1e-6)
+    torch.testing.assert_close(y, torch.ones_like(x))
+    torch.testing.assert_close(ladj, torch.full((8,), 2 * math.log(1e6), dtype=torch.float64))

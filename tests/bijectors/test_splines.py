@@ -8,6 +8,7 @@ from torch.func import grad, vmap
 
 from pyrodgm.bijectors import CircularSpline, CubicSpline, Elementwise, RationalQuadraticSpline
 from pyrodgm.bijectors.spline import BinnedSpline
+from pyrodgm.bijectors.spline_bins import find_bin
 
 N = 400
 SMOOTH = [RationalQuadraticSpline(5), CubicSpline(5), CircularSpline(5)]
@@ -159,6 +160,18 @@ def test_mistakes_are_named():
         with pytest.raises(ValueError, match=words):
             build()
     assert issubclass(CubicSpline, BinnedSpline)
+
+
+def test_bins_meet_to_the_last_digits():
+    """Where a bin ends the next one starts, on both axes, in double precision."""
+    spline = RationalQuadraticSpline(5)
+    raw = raws(spline, n=1)[0]
+    widths = spline._parts(raw[:5]).squeeze(-1)
+    found = find_bin(raw.expand(-1, 5), widths.cumsum(0) - widths / 2, 5, False)
+    assert found.number.tolist() == [0, 1, 2, 3, 4]
+    # A handful of roundings of numbers up to 1.
+    torch.testing.assert_close((found.start + found.length)[:, :-1], found.start[:, 1:], rtol=0, atol=1e-15)
+    torch.testing.assert_close((found.start + found.length)[:, -1], torch.ones(2).double(), rtol=0, atol=1e-15)
 
 
 RATIONAL = [RationalQuadraticSpline(4), CircularSpline(3)]

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import pyro.distributions as dist
 import pytest
 import torch
 from cases import grow
@@ -14,7 +15,7 @@ from nflows.flows import Flow as NflowsFlow
 import pyrodgm
 from pyrodgm.bijectors import AffineCoupling, Compose
 from pyrodgm.bridges.nflows import AsNflowsDistribution, AsNflowsTransform, NflowsBijector, NflowsModel
-from pyrodgm.tractable import MADE, Flow, GaussianMixtureConditional, RealNVP
+from pyrodgm.tractable import MADE, Flow, GaussianMixtureConditional, Parametric, RealNVP
 from pyrodgm.tractable import StandardNormal as Ours
 
 D, C = 4, 2
@@ -93,6 +94,16 @@ def test_ours_as_theirs():
     flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(RealNVP(D, 2, context=C))).double()
     assert flow.sample(5, context=c).shape == (6, 5, D)
     assert AsNflowsDistribution(Ours(D)).sample(5).shape == (5, D)
+
+
+def test_draws_of_ours_stand_with_their_context():
+    """Six contexts far apart, five draws of each."""
+    far = Parametric(dist.Normal, D, 1, net=torch.nn.Linear(1, D, bias=False), fixed={"scale": 0.1})
+    torch.nn.init.constant_(far.net.weight, 100.0)
+    c = torch.arange(6.0).unsqueeze(-1)
+    found = AsNflowsDistribution(far).sample(5, context=c)
+    assert found.shape == (6, 5, D)
+    assert ((found - 100 * c.unsqueeze(1)).abs() < 1).all()
 
 
 def test_copies():

@@ -1,5 +1,7 @@
 """NumPyro: its draws become our posterior; our densities keep their value, gradient and law inside its models."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,29 @@ def test_chains_stay_apart() -> None:
     posterior = from_numpyro(run)
     np.testing.assert_array_equal(posterior["z"].numpy(), np.asarray(run.get_samples(group_by_chain=True)["z"]))
     assert posterior["z"].shape == (3, 10, 2)
+
+
+def test_statistics_of_the_sampler() -> None:
+    """Of two standard normals: the log density, and with it the energy less a kinetic one that is never negative."""
+
+    def model() -> None:
+        numpyro.sample("z", ndist.Normal(jnp.zeros(2), 1.0))
+
+    run = MCMC(NUTS(model), num_warmup=20, num_samples=30, num_chains=2, chain_method="vectorized", progress_bar=False)
+    fields = ("potential_energy", "energy", "diverging", "accept_prob", "num_steps", "adapt_state.step_size")
+    run.run(jax.random.PRNGKey(1), extra_fields=fields)
+    posterior, theirs = from_numpyro(run), run.get_extra_fields(group_by_chain=True)
+    stats = posterior.sample_stats
+    assert set(stats) == {"lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size"}
+    z = posterior["z"].double()
+    torch.testing.assert_close(
+        stats["lp"].double(), (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1), rtol=0, atol=1e-4
+    )
+    assert (stats["energy"] + stats["lp"] >= -1e-4).all()
+    np.testing.assert_array_equal(stats["diverging"].numpy(), np.asarray(theirs["diverging"]))
+    np.testing.assert_array_equal(stats["acceptance_rate"].numpy(), np.asarray(theirs["accept_prob"]))
+    np.testing.assert_array_equal(stats["n_steps"].numpy(), np.asarray(theirs["num_steps"]))
+    np.testing.assert_array_equal(stats["step_size"].numpy(), np.asarray(theirs["adapt_state.step_size"]))
 
 
 def test_an_operation_without_translation_is_named() -> None:

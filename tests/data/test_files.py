@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodgm.data import load, load_file
+from pyrodgm.data import load, load_file, split_rows
 
 RNG = np.random.default_rng(0)
 
@@ -65,6 +65,11 @@ def test_bit_packed_rows(tmp_path: Path) -> None:
     assert torch.equal(data.train, torch.as_tensor(x["train"]).float())
     assert data.binary
     assert data.image_shape == (3, 4)
+    packed = {"x": np.packbits(x["train"], axis=1), "y": np.arange(9) % 2}
+    whole = load(str(save(tmp_path, "b.npz", d=12, **packed)))
+    index = split_rows(9, 0)["train"]
+    assert torch.equal(whole.train, torch.as_tensor(x["train"]).float()[index])
+    assert torch.equal(whole.labels["train"], index % 2)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -113,10 +118,13 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
     bad = np.zeros((10, 2))
     bad[3, 1] = bad[5, 0] = np.nan
     (tmp_path / "text.csv").write_text("a,b\n1,red\n2,blue\n3,red\n")
+    (tmp_path / "mixed.csv").write_text("a,b\n1,2\n2,red\n3,4\n")
     (tmp_path / "nan.csv").write_text("a,b\n1,2\n2,\n3,4\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "short.txt").write_text("abc")
     (tmp_path / "broken.npz").write_bytes(b"no")
+    (tmp_path / "cut.npz").write_bytes(save(tmp_path, "whole.npz", x=np.zeros((9, 2))).read_bytes()[:100])
+    (tmp_path / "cut.npy").write_bytes(b"")
     (tmp_path / "none").mkdir()
     (tmp_path / "a.doc").write_text("")
     cases = {
@@ -128,10 +136,13 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
         save(tmp_path, "parts.npz", train=np.zeros((9, 2)), valid=np.zeros((9, 3)), test=np.zeros((9, 2))): "one shape",
         save(tmp_path, "xy.npz", x=np.zeros((9, 2)), y=np.zeros(8)): "one label a row",
         tmp_path / "text.csv": "column 'b' holds text such as 'red'",
+        tmp_path / "mixed.csv": "column 'b' holds text such as 'red'",
         tmp_path / "nan.csv": "row 1 is NaN or infinite in column 'b'",
         tmp_path / "empty.csv": "not readable",
         tmp_path / "short.txt": "longer text",
         tmp_path / "broken.npz": "not readable",
+        tmp_path / "cut.npz": "not readable",
+        tmp_path / "cut.npy": "not readable",
         tmp_path / "none": "no pictures",
         tmp_path / "a.doc": "numpy.save",
         tmp_path / "absent.npy": "does not exist",

@@ -52,9 +52,14 @@ def test_inverses_give_x_back_with_the_opposite_ladj() -> None:
 
 
 def test_logit_is_finite_at_the_ends() -> None:
-    y, ladj = logit(torch.tensor([[0.0, 1.0]]))
-    assert y.isfinite().all()
-    assert ladj.isfinite().all()
+    """There y is log((1 - a) / a) either way, with the slope (1 - 2 a) / (a (1 - a))."""
+    a, ends = 1e-6, torch.tensor([[0.0, 1.0]])
+    y, ladj = logit(ends.double(), a)
+    top = math.log1p(-a) - math.log(a)
+    torch.testing.assert_close(y, torch.tensor([[-top, top]], dtype=torch.float64))
+    slope = (1 - 2 * a) / (a * (1 - a))
+    torch.testing.assert_close(ladj, torch.tensor([2 * math.log(slope)], dtype=torch.float64))
+    assert all(bool(v.isfinite().all()) for v in logit(ends, a))  # in float32 as well
 
 
 def test_dequantize_stays_in_its_level_and_has_the_ladj_of_a_division() -> None:
@@ -70,6 +75,11 @@ def test_dequantize_keeps_the_largest_noise_below_the_next_level(monkeypatch: py
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, almost))
     x = torch.arange(256.0)[:, None]
     assert bool((quantize(dequantize(x, 256)[0], 256) == x).all())
+
+
+def test_quantize_takes_what_lies_outside_to_the_nearest_level() -> None:
+    y = torch.tensor([-0.2, 0.0, 0.2499, 0.25, 0.999, 1.0, 1.7])
+    assert quantize(y, 4).tolist() == [0, 0, 0, 1, 3, 3, 3]
 
 
 def test_a_uniform_density_costs_log2_of_the_levels() -> None:

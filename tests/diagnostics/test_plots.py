@@ -45,6 +45,12 @@ def test_curves_share_axes_only_where_the_score_is_the_loss(name: str, panels: i
     assert figure.axes[-1].lines[-1].get_xdata()[0] == 3  # the best epoch
 
 
+def test_epochs_are_marked_by_whole_numbers() -> None:
+    ticks = curves([{"epoch": e, "loss": 1.0 / e} for e in range(1, 21)]).axes[0].get_xticks()
+    assert len(ticks) > 2
+    assert all(tick == round(tick) for tick in ticks)
+
+
 def test_curves_of_players_and_of_scores_that_are_not_numbers() -> None:
     history = [{"epoch": e, "critic": 1.0, "generator": 2.0, "held_out": math.inf} for e in (1, 2)]
     assert len(curves(history).axes[0].lines) == 2

@@ -8,7 +8,7 @@ from cases import all_binary, assert_means_agree, contexts, grow, mean_and_error
 from torch import Tensor
 
 import pyrodgm
-from pyrodgm.energy import DeepBoltzmannMachine, dbm
+from pyrodgm.energy import RBM, DeepBoltzmannMachine, SoftmaxUnits, dbm
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.engine import fit_stack
 from pyrodgm.evaluation import log_likelihood
@@ -140,6 +140,22 @@ def test_the_bound_is_exact_without_links_above():
     assert bool((machine().bound(x, method="exact") < machine().log_prob(x)).all())
 
 
+@pytest.mark.parametrize("above", [[20], [20, 10]], ids=str)
+def test_a_machine_begins_as_an_rbm(above):
+    """What is left are products of small weights: a tenth of the weights, a hundredth of the difference."""
+    torch.manual_seed(0)
+    rbm, x = grow(RBM(4, 3).double(), 0.8), all_binary((4,))
+    differences = []
+    for scale in (0.1, 0.01):
+        torch.manual_seed(1)
+        model = DeepBoltzmannMachine.from_rbm(rbm, above, scale)
+        log_prob = model.log_prob(x)
+        bound = model.bound(x, method="exact", steps=50)
+        differences.append(torch.stack((log_prob - rbm.log_prob(x), bound - log_prob)).abs().amax(-1))
+    assert bool((differences[1] < differences[0] / 30).all())
+    assert bool((differences[1] < 2e-3).all())
+
+
 def test_bound_with_contexts():
     model, x, c = machine(context=2), all_binary((4,)), contexts(16)
     gap = model.log_prob(x, c) - model.bound(x, c, method="exact")
@@ -244,6 +260,18 @@ def test_compiled_joint_training_is_eager_joint_training():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_seeds_repeat_every_estimate_of_log_z():
+    """Also the even layers that reverse AIS draws beside its samples."""
+    model, samples = machine(), all_binary((4,))
+    for options in ({"method": "ais"}, {"method": "reverse", "samples": samples}):
+        found = []
+        for disturbance in (1, 2):
+            torch.manual_seed(disturbance)
+            found.append(model.log_partition(chains=20, temperatures=5, seed=7, **options)[0])
+        assert torch.equal(*found)
+        assert not torch.equal(found[0], model.log_partition(chains=20, temperatures=5, seed=8, **options)[0])
+
+
 def test_chains_are_saved():
     model, x = machine(), all_binary((4,))
     first = MeanFieldContrastive(chains=6).double()
@@ -253,9 +281,21 @@ def test_chains_are_saved():
     assert torch.equal(second.states, first.states)
 
 
+def test_chains_begin_at_rows_of_a_trained_model():
+    model, x = machine(), all_binary((4,))
+    objective = MeanFieldContrastive().double()
+    objective.begin(model, x)
+    objective.check(model)
+    assert torch.equal(objective.states[:, :4], x)
+    objective.loss(model, x)
+    assert objective.states.shape == (16, 6)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="one hidden layer is an RBM"):
         DeepBoltzmannMachine(4, [3])
+    with pytest.raises(ValueError, match="Bernoulli units without context"):
+        DeepBoltzmannMachine.from_rbm(RBM(4, 3, units=SoftmaxUnits(2)), [2])
     with pytest.raises(ValueError, match="copies >= 1"):
         TwinRBM(4, 3, 0)
     with pytest.raises(ValueError, match="one context"):

@@ -6,7 +6,7 @@ from cases import all_binary, assert_means_agree, contexts, grow, mean_and_error
 from torch import Tensor
 
 import pyrodgm
-from pyrodgm.energy import RBM, DeepBeliefNetwork, Recognition, SoftmaxUnits
+from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, Recognition, SoftmaxUnits
 from pyrodgm.engine import fit_stack
 from pyrodgm.objectives import ContrastiveDivergence, UpDown
 
@@ -74,10 +74,7 @@ def test_a_tied_top_leaves_the_lower_machine_as_it_was():
     torch.manual_seed(0)
     rbm = grow(RBM(5, 3).double(), 0.8)
     above = RBM(3, 5).double()
-    with torch.no_grad():
-        above.weight.copy_(rbm.weight.t())
-        above.visible_bias.copy_(rbm.hidden_bias)
-        above.hidden_bias.copy_(rbm.visible_bias)
+    above.tie(rbm)
     x = all_binary((5,))
     stack = [rbm, above]
     torch.testing.assert_close(DeepBeliefNetwork.from_stack(stack).log_prob(x), rbm.log_prob(x))
@@ -85,6 +82,48 @@ def test_a_tied_top_leaves_the_lower_machine_as_it_was():
     model, recognition = DeepBeliefNetwork.from_stack(stack), Recognition.from_stack(stack)
     weights = model.log_weights(x, recognition, particles=3) - model.log_partition("exact")[0]
     torch.testing.assert_close(weights, rbm.log_prob(x).expand(3, -1))
+
+
+def test_units_beyond_the_tied_ones_say_nothing_to_second_order():
+    """What is left are products of two weights of one unit: a tenth of the weights, a hundredth of the difference."""
+    torch.manual_seed(0)
+    rbm, x = grow(RBM(5, 4).double(), 0.8), all_binary((5,))
+    weights = torch.randn(30, 4).double()
+    differences = []
+    for scale in (0.1, 0.01):
+        above = RBM(4, 5 + 30).double()
+        with torch.no_grad():
+            above.weight[5:] = scale * weights
+            above.hidden_bias.normal_()
+        above.tie(rbm)
+        differences.append((DeepBeliefNetwork.from_stack([rbm, above]).log_prob(x) - rbm.log_prob(x)).abs().max())
+        raw = above.visible_bias - rbm.hidden_bias
+        assert raw.abs().max() > 20 * differences[-1]  # and that is what the biases took back
+    assert differences[1] < differences[0] / 50
+
+
+def test_training_the_tied_top_raises_the_bound_above_the_lower_machine():
+    """The guarantee of greedy training, which other first weights do not have: the same steps end below."""
+    x = patterns()
+
+    def bound(stack: list[RBM]) -> Tensor:
+        """E_q log p(x, h) - log q(h), the sum over all h."""
+        model, recognition = DeepBeliefNetwork.from_stack(stack), Recognition.from_stack(stack)
+        h = middle(model)
+        q = recognition.log_prob(x.unsqueeze(1).expand(-1, 16, -1), [h[0].expand(len(x), -1, -1)])
+        table = joint_table(model, x) - model.log_partition("exact")[0]
+        return (q.exp() * (table - q)).sum(-1).mean()
+
+    gains = []
+    for tied in (True, False):
+        torch.manual_seed(0)
+        stack = [RBM(8, 4).double(), RBM(4, 12).double()]
+        options = {"epochs": 40, "batch_size": 20, "progress": False, "lr": 0.05}
+        runs = fit_stack(stack, x, lambda: ContrastiveDivergence(k=5, persistent=True, chains=30), tied=tied, **options)
+        assert runs[1].objective.negatives.shape == (30, 4)
+        gains.append(bound(stack) - stack[0].log_prob(x).mean())
+    assert gains[0] > 0.02
+    assert gains[1] < -0.02
 
 
 @every
@@ -137,7 +176,8 @@ def test_the_bound_rises_to_the_likelihood():
     torch.testing.assert_close(many, exact, rtol=0, atol=0.15)
 
 
-def test_gradients_of_up_down():
+@pytest.mark.parametrize("top", [None, ContrastiveDivergence(30, persistent=True, chains=320)], ids=["cd", "chains"])
+def test_gradients_of_up_down(top):
     """Wake: of E_q -log p(x, h1), log Z included; sleep: of E_p -log q. Both sums over every state."""
     model, x = network(), all_binary((4,))
     recognition = recognition_of(model)
@@ -148,7 +188,7 @@ def test_gradients_of_up_down():
     players = {"model": list(model.parameters()), "recognition": list(recognition.parameters())}
     exact = {"model": wake, "recognition": sleep}
     torch.manual_seed(7)
-    objective = UpDown(recognition, k=30)
+    objective = UpDown(recognition, top=top) if top else UpDown(recognition, k=30)
     found = {"model": [], "recognition": []}
     for _ in range(100):
         for player, loss in objective(model, x.repeat(20, 1)):
@@ -173,6 +213,17 @@ def test_greedy_layers_then_up_down_raise_the_likelihood():
     assert tuned > greedy + 0.3
     # importance sampling with 20 particles: its bias and noise are hundredths here
     assert run.objective.held_out(run.model, x).item() == pytest.approx(-tuned.item(), abs=0.1)
+
+
+def test_the_chains_of_up_down_are_saved():
+    model, x = network(), all_binary((4,))
+    top = {"k": 1, "persistent": True, "chains": 6, "centered": True}
+    first = UpDown(recognition_of(model), top=ContrastiveDivergence(**top)).double()
+    list(first(model, x))
+    second = UpDown(recognition_of(model), top=ContrastiveDivergence(**top)).double()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.top.negatives, first.top.negatives)
+    assert torch.equal(second.top.offsets.hidden, first.top.offsets.hidden)
 
 
 def test_held_out_with_contexts():
@@ -204,5 +255,12 @@ def test_mistakes_are_named():
         UpDown(Recognition(4, [2])).check(RBM(4, 3))
     with pytest.raises(ValueError, match="Bernoulli units without context"):
         DeepBeliefNetwork.from_stack([RBM(4, 3, units=SoftmaxUnits(2)), RBM(3, 2)])
+    with pytest.raises(ValueError, match=r"RBM\(3, 4 or more\) on top of RBM\(4, 3\), got RBM\(3, 2\)"):
+        RBM(3, 2).tie(RBM(4, 3))
+    with pytest.raises(ValueError, match="Bernoulli units without context to tie"):
+        RBM(3, 4).tie(RBM(4, 3, units=SoftmaxUnits(2)))
+    twins = DeepBoltzmannMachine.stack(4, [3, 3])
+    with pytest.raises(TypeError, match="expected RBMs to tie, got TwinRBM"):
+        fit_stack(twins, all_binary((4,)).float(), tied=True, epochs=1, progress=False)
     with pytest.raises(ValueError, match="k >= 1"):
         UpDown(Recognition(4, [2]), k=0)

@@ -7,11 +7,12 @@ import warnings
 import torch
 
 import pyrodgm
+from pyrodgm.bijectors import AffineCoupling, BatchNorm
 from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
-from pyrodgm.tractable import MADE, Glow, RealNVP
+from pyrodgm.tractable import MADE, Flow, Glow, RealNVP, StandardNormal
 
 
 def bits(rows=70):
@@ -27,10 +28,15 @@ def gan():
     return model, Adversarial.mlp(model, [8])
 
 
+def normalised():
+    return Flow(StandardNormal(2), [AffineCoupling(2, 0, [8]), BatchNorm(2)]), MaximumLikelihood()
+
+
 CASES = {
     "RealNVP": (lambda: (RealNVP(features=2), MaximumLikelihood()), reals),
     "MADE": (lambda: (MADE(6, [8]), MaximumLikelihood()), bits),
     "Glow": (lambda: (Glow(2, 2, 1, [8]), MaximumLikelihood()), reals),  # its actnorms start from a share of the rows
+    "batch norm": (normalised, reals),  # statistics of their own in each process till an epoch ends
     "VAE": (lambda: (VAE.mlp(6, 2, [8]), ELBO()), bits),
     "RBM": (lambda: (RBM(6, 3), ContrastiveDivergence(persistent=True)), bits),
     "GAN": (gan, reals),

@@ -12,16 +12,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyrodgm
+from pyrodgm.bijectors import ActNorm
 from pyrodgm.core import sample_sites
 from pyrodgm.energy import RBM
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import Adversarial, MaximumLikelihood
-from pyrodgm.tractable import MADE, Parametric, RealNVP
+from pyrodgm.tractable import MADE, Flow, Parametric, RealNVP, StandardNormal
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -62,6 +64,7 @@ MEMBERS = {
     "VAE": (lambda: VAE.mlp(6, 2, [8]), bits, ["loss"]),
     "RBM": (lambda: RBM(6, 3), bits, ["loss"]),
     "GAN": (lambda: GAN.mlp(2, 2, [8]), reals, ["critic", "generator"]),
+    "GAN in float64": (lambda: GAN.mlp(2, 2, [8]).double(), reals, ["critic", "generator"]),
 }
 
 
@@ -81,7 +84,7 @@ def test_every_family_trains_by_its_default_objective(name):
     assert run.timings["steps"] == 6
     assert run.timings["seconds"] > 0
     assert not torch.equal(before, flat(model))
-    assert name in repr(run)
+    assert name.split()[0] in repr(run)
     assert "finished after 2 epochs" in repr(run)
 
 
@@ -180,6 +183,79 @@ def test_early_stopping_restores_the_best_state():
     assert torch.equal(flat(model), states[best - 1])
 
 
+class Told(MaximumLikelihood):
+    """Its held-out scores are given."""
+
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = iter(scores)
+
+    def held_out(self, model, x, context=None, *, n=None):
+        return torch.tensor(next(self.scores))
+
+
+def test_patience_counts_the_epochs_since_the_best_score():
+    """A better score gives all of it back, an equal one none of it."""
+    for scores, epochs, best in (((3.0, 2.0, 2.5, 1.0, 1.5, 1.25, 0.0), 6, 4), ((2.0, 2.0, 2.0, 0.0), 3, 1)):
+        run = fit(Parametric(dist.Normal, 2), reals(32), Told(*scores), epochs=9, validate=reals(8), early_stopping=2)
+        assert run.stopped == "early_stopping"
+        assert len(run.history) == epochs
+        assert run.best == {"epoch": best, "held_out": scores[best - 1]}
+
+
+def test_losses_and_scores_are_told_their_mode_and_how_many_rows_a_batch_stands_for():
+    seen = set()
+
+    class Looks(MaximumLikelihood):
+        def loss(self, model, x, context=None, *, n=None):
+            if torch.is_grad_enabled():
+                seen.add(("loss", model.training, self.training, n))
+            return super().loss(model, x, context, n=n)
+
+        def held_out(self, model, x, context=None, *, n=None):
+            seen.add(("held-out", model.training, self.training, n))
+            return super().held_out(model, x, context, n=n)
+
+    model = Parametric(dist.Normal, 2).eval()  # as an earlier run leaves it
+    fit(
+        model,
+        reals(90),
+        Looks().eval(),
+        epochs=2,
+        validate=reals(40),
+        callbacks=[lambda run: run.model.eval() and None],
+    )
+    assert seen == {("loss", True, True, 90), ("held-out", False, False, 40)}
+
+
+def test_a_player_moves_by_the_gradient_of_its_own_latest_loss():
+    """Gradient descent on half of |p|^2 shrinks p by 1 - lr a step, whatever another player's loss says of it."""
+
+    class Shrinks(MaximumLikelihood):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Parameter(torch.tensor([2.0, -3.0]))
+
+        def players(self, model):
+            return {"first": [self.other], "second": model.parameters()}
+
+        def forward(self, model, x, context=None, *, n=None):
+            def own():
+                return sum(p.square().sum() for p in model.parameters()) / 2
+
+            yield "first", self.other.square().sum() / 2 + own()
+            yield "second", own() + 7 * self.other.sum()
+
+    model, objective = Parametric(dist.Normal, 2), Shrinks()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    before = flat(model)
+    fit(model, reals(), objective, steps=6, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.25))
+    torch.testing.assert_close(flat(model), 0.75**6 * before)
+    torch.testing.assert_close(objective.other.detach(), 0.75**6 * torch.tensor([2.0, -3.0]))
+
+
 def test_a_score_that_is_not_finite_is_never_the_best():
     class Blind(MaximumLikelihood):
         def held_out(self, model, x, context=None, *, n=None):
@@ -195,6 +271,33 @@ def test_a_callback_ends_the_run():
     run = fit(Parametric(dist.Normal, 2), reals(), epochs=9, callbacks=[lambda run: len(run.history) == 2])
     assert run.stopped == "callback"
     assert len(run.history) == 2
+
+
+def test_callbacks_draw_noise_of_the_seed_and_the_epoch():
+    def drawn(seed):
+        found = []
+        fit(
+            Parametric(dist.Normal, 2),
+            reals(),
+            epochs=3,
+            seed=seed,
+            callbacks=[lambda run: found.append(torch.rand(()))],
+        )
+        return torch.stack(found)
+
+    first = drawn(1)
+    assert len(first.unique()) == 3
+    assert torch.equal(first, drawn(1))
+    assert not torch.equal(first, drawn(9))
+
+
+def test_a_callback_does_not_hide_that_patience_ran_out():
+    """The reason decides what a resumed run does."""
+    run = fit(
+        Parametric(dist.Normal, 2), reals(32), Told(1.0, 2.0), epochs=9, validate=reals(8), early_stopping=1,
+        callbacks=[lambda run: len(run.history) == 2, lambda run: None],
+    )  # fmt: skip
+    assert run.stopped == "early_stopping"
 
 
 def test_clip_bounds_the_gradient_and_schedules_step():
@@ -316,6 +419,7 @@ def test_losses_that_wait_on_a_device_still_stop_the_run_in_time(monkeypatch):
         ({"lr": -1.0}, "lr"),
         ({"clip": 0.0}, "clip"),
         ({"seed": -1}, "seed"),
+        ({"seed": 0.5}, "seed"),
         ({"early_stopping": 2}, "validate="),
         ({"checkpoint_every": 2}, "checkpoint="),
         ({"device": "tpu"}, "device"),
@@ -324,6 +428,47 @@ def test_losses_that_wait_on_a_device_still_stop_the_run_in_time(monkeypatch):
 def test_bad_arguments_are_refused(options, error):
     with pytest.raises(ValueError, match=error):
         fit(Parametric(dist.Normal, 2), reals(), **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error"),
+    [
+        (torch.nn.Linear(2, 2), {}, "Linear"),
+        (RealNVP, {}, "the class RealNVP"),
+        (RealNVP(2), {"objective": MaximumLikelihood}, "the class MaximumLikelihood"),
+        (RealNVP(2), {"objective": Trace_ELBO()}, "PyroObjective"),
+        (RealNVP(2), {"optimizer": pyro.optim.Adam({"lr": 0.1})}, "PyroOptim"),
+        (RealNVP(2), {"optimizer": torch.optim.SGD(RealNVP(2).parameters())}, "got SGD"),
+        (RealNVP(2), {"callbacks": print}, "in a list"),
+    ],
+)
+def test_what_is_no_model_objective_optimiser_or_callback_is_refused(model, options, error):
+    with pytest.raises(TypeError, match=error):
+        fit(model, reals(), **options)
+
+
+def test_folders_that_cannot_be_written_are_refused_before_the_first_step(tmp_path):
+    class Counted(MaximumLikelihood):
+        def loss(self, *args, **kwargs):
+            raise AssertionError("a step was taken")
+
+    (tmp_path / "file").write_text("")
+    for options in ({"checkpoint": tmp_path / "file"}, {"csv": tmp_path}, {"csv": tmp_path / "file" / "run.csv"}):
+        with pytest.raises(ValueError, match="folder"):
+            fit(RealNVP(2), reals(), Counted(), **options)
+
+
+def test_a_device_may_be_torchs_own():
+    assert fit(RealNVP(2), reals(), device=torch.device("cpu"), epochs=1).stopped == "finished"
+
+
+def test_what_starts_from_data_looks_at_more_than_one_small_batch():
+    x = 3 + 2 * reals()
+    flow = Flow(StandardNormal(2), [ActNorm(2)])
+    fit(flow, x, epochs=1, batch_size=1, lr=1e-12)
+    z = flow.bijectors[0].condition().inv(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(2), rtol=0, atol=1e-4)  # all 96 rows, in float32
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(2), rtol=0, atol=1e-4)
 
 
 def test_an_objective_for_another_family_is_refused():

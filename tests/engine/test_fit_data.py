@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyrodgm
-from pyrodgm.engine.rows import as_batches
+from pyrodgm.engine.rows import as_batches, as_rows
 from pyrodgm.objectives import MaximumLikelihood
 from pyrodgm.tractable import MADE, Parametric, RealNVP
 
@@ -88,6 +89,7 @@ def test_an_epoch_is_a_function_of_seed_and_number_and_can_start_inside(name):
     if name != "DataLoader":  # a loader that does not shuffle is taken at its word
         assert not torch.equal(torch.cat(epoch(0, 2)), torch.cat(first))
         assert not torch.equal(torch.cat(epoch(1, 1)), torch.cat(first))
+        assert not torch.equal(torch.cat(epoch(1, 1)), torch.cat(epoch(0, 2)))  # no function of their sum
 
 
 @pytest.mark.parametrize("name", ["tensors", "Dataset", "DataLoader"])
@@ -110,6 +112,22 @@ def test_ranks_share_out_the_batches_of_one_process(name, rows):
     assert sum(len(part) for rank in range(4) for part in epoch(rank, 4, even=False)) == rows  # held-out rows all count
 
 
+@pytest.mark.parametrize("name", ["tensors", "Dataset", "DataLoader"])
+@pytest.mark.parametrize(("rows", "world"), [(9, 1), (9, 2), (10, 4), (13, 4)])
+def test_every_rank_has_as_many_batches_as_an_epoch_says(name, rows, world):
+    """Also where the last batch of a loader has no row for some of the ranks: then it is nobody's."""
+    data = dict(forms(np.arange(2.0 * rows).reshape(rows, 2)))[name]
+    for rank in range(world):
+        batches = as_batches(RealNVP(features=2), data, None, 4, CPU, rank=rank, world=world)
+        whole = [x for x, _ in batches.epoch(3, 1)]
+        assert len(whole) == batches.per_epoch
+        for start in range(len(whole)):
+            rest = [x for x, _ in batches.epoch(3, 1, start)]
+            assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
+    with pytest.raises(ValueError, match=r"row.* for each of 16 processes"):
+        as_batches(RealNVP(features=2), data, None, 16, CPU, rank=0, world=16)
+
+
 def test_a_loaders_own_generator_is_left_as_it_was():
     generator = torch.Generator().manual_seed(9)
     loader = DataLoader(TensorDataset(torch.as_tensor(real())), batch_size=4, shuffle=True, generator=generator)
@@ -118,14 +136,41 @@ def test_a_loaders_own_generator_is_left_as_it_was():
     assert torch.equal(before, generator.get_state())
 
 
-def test_an_unconditional_model_drops_labels_and_a_conditional_one_reads_context():
-    labels = np.arange(10)
-    fit(RealNVP(features=2), Rows(real(), labels), validate=Rows(real(), labels))
-    context = np.eye(10)
-    model = RealNVP(features=2, context=10)
-    for data, held_out in (((real(), context),) * 2, (Rows(real(), context), (real(), context))):
-        fit(model, data, validate=held_out)
-    fit(model, real(), context=context, validate=(real(), context))
+class Pairs(MaximumLikelihood):
+    """Keeps each row that it sees beside its context."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {"loss": [], "held out": []}
+
+    def loss(self, model, x, context=None, *, n=None):
+        if torch.is_grad_enabled():
+            self._note("loss", x, context)
+        return super().loss(model, x, context, n=n)
+
+    def held_out(self, model, x, context=None, *, n=None):
+        self._note("held out", x, context)
+        return super().held_out(model, x, context, n=n)
+
+    def _note(self, where, x, context):
+        self.seen[where] += [x if context is None else torch.cat((x, context), -1)]
+
+
+def test_an_unconditional_model_drops_labels_and_a_conditional_one_reads_each_rows_context():
+    x, labels, context = real(), np.arange(10), np.eye(10)
+    pair, pairs = (x, context), Rows(x, context)
+    plain, whole = torch.as_tensor(x).float(), torch.as_tensor(np.concatenate(pair, -1)).float()
+    for size, data, options, expected in (
+        (0, Rows(x, labels), {"validate": Rows(x, labels)}, plain),
+        (10, pair, {"validate": pair}, whole),
+        (10, pairs, {"validate": pair}, whole),
+        (10, pair, {"validate": pairs}, whole),
+        (10, x, {"context": context, "validate": pair}, whole),
+    ):
+        objective = Pairs()
+        fit(RealNVP(features=2, context=size), data, objective=objective, **options)
+        for found in objective.seen.values():
+            assert sorted(torch.cat(found).tolist()) == sorted(expected.tolist())
 
 
 class Counts(MaximumLikelihood):
@@ -191,6 +236,20 @@ def test_empty_data_are_refused(data):
 def test_what_is_no_number_is_refused(data):
     with pytest.raises(TypeError, match="numbers"):
         fit(RealNVP(features=2), data)
+
+
+@pytest.mark.parametrize("data", [torch.eye(2).to_sparse(), scipy.sparse.csr_matrix(np.eye(2))])
+def test_sparse_rows_are_refused_with_the_way_in(data):
+    with pytest.raises(TypeError, match="BagOfWords"):
+        fit(RealNVP(features=2), data)
+
+
+def test_arrays_that_torch_cannot_share_are_copied():
+    frozen, x = real(np.float32), real(np.float32)
+    frozen.flags.writeable = False
+    for data in (frozen, np.ascontiguousarray(x[::-1])[::-1]):
+        rows, _ = as_rows(RealNVP(features=2), data)
+        torch.testing.assert_close(rows, torch.from_numpy(x))
 
 
 def test_data_of_another_kind_are_refused():

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import biject_to
@@ -27,7 +28,7 @@ from pyrodgm.energy import RBM
 from pyrodgm.engine import unconstrained
 from pyrodgm.engine.batched import BatchedEnergy
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
-from pyrodgm.kernels import HMC, MALA, NUTS, BlockGibbs, ChEES, RandomWalk
+from pyrodgm.kernels import HMC, MALA, MEADS, NUTS, BlockGibbs, ChEES, LowRank, RandomWalk
 from pyrodgm.kernels.hamiltonian import leapfrog_step
 
 matplotlib.use("Agg")
@@ -78,7 +79,7 @@ def check_conjugate(kernel: Any, **options: Any) -> pyrodgm.Posterior:
     return posterior
 
 
-@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS(), MALA(0.2)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS(), MEADS(moves=5), MALA(0.2)], ids=lambda k: type(k).__name__)
 def test_conjugate_posterior(kernel: Any) -> None:
     slow = isinstance(kernel, MALA)
     near = {"mu": t(1.0)[0], "precision": t(1.0)[0]}  # far out a step of fixed size is never accepted
@@ -454,6 +455,10 @@ def test_a_killed_run_keeps_its_draws_and_goes_on(tmp_path: Any, request: pytest
     assert more.summary().shape[0] == 2
     with pytest.raises(ValueError, match="another folder"):
         run("killed", seed=5)
+    other = {"chains": 6, "warmup": 30, "draws": 300, "seed": 4, "store": tmp_path / "killed", **QUIET}
+    for program, rows in ((conjugate, 2 * Y), (lambda y: conjugate(2 * y), Y), (scope(conjugate, prefix="a"), Y)):
+        with pytest.raises(ValueError, match="another folder"):  # draws of other data or other sites do not mix
+            pyrodgm.mcmc(program, HMC(0.4), rows, **other)
 
 
 def test_biject_to_is_the_change_of_variables() -> None:
@@ -489,7 +494,11 @@ def test_what_kernels_fuse_is_what_they_compute(compile: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("kernel", [HMC(), ChEES(), NUTS()], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "kernel",
+    [HMC(), HMC(metric=LowRank(1)), ChEES(), NUTS(), MEADS()],
+    ids=["HMC", "HMC low-rank", "ChEES", "NUTS", "MEADS"],
+)
 def test_compiled_kernels_find_the_posterior(kernel: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -142,6 +142,22 @@ def test_p_values_are_uniform_where_ranks_are() -> None:
     assert abs(p.mean() - 0.5) < 4.5 / math.sqrt(12 * 1200)
 
 
+def test_even_ranks_are_covered_to_the_level() -> None:
+    ranks = torch.arange(20).repeat(7).unsqueeze(-1)
+    levels = torch.arange(1, 20, dtype=D) / 20
+    share, error = Calibration({"log density": ranks}, draws=19).coverage(levels)
+    torch.testing.assert_close(share, levels)
+    torch.testing.assert_close(error, (levels * (1 - levels) / 140).sqrt())
+
+
+@pytest.mark.parametrize(("t", "p"), [(0.828, 0.5), (1.224, 0.1), (1.358, 0.05), (1.628, 0.01), (0.1, 1.0)])
+def test_kolmogorovs_table(t: float, p: float) -> None:
+    """Of N = 250,000 coins the share of zeros is off by t / sqrt N; Smirnov (1948), Annals of Math. Statistics 19."""
+    ones = torch.arange(250_000) >= 125_000 + round(500 * t)
+    found = Calibration({"z": ones.long().unsqueeze(-1)}, draws=1).kolmogorov()["z"].item()
+    assert found == pytest.approx(p, rel=0.005)  # the table has four digits
+
+
 def conditioned(x: Tensor) -> None:
     z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1))
     pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)

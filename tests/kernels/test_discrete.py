@@ -93,6 +93,38 @@ def test_the_transition_is_in_detailed_balance(name: str) -> None:
     assert_law(after.positions, states, transition[start])
 
 
+@pytest.mark.parametrize("kind", ["binary", "spins", "categorical"])
+def test_independent_units_are_picked_by_the_square_root_of_their_gain(kind: str) -> None:
+    """Where f is linear a move of weight exp(d / 2) is undone with weight exp(-d / 2): what is left is Z(x) / Z(x')."""
+    fields = torch.randn(6, 3, dtype=D, generator=torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(3 if kind == "categorical" else 2, (500, 6), generator=generator)
+    kernel: Kernel
+    if kind == "categorical":
+        kernel, start, energy = (
+            CategoricalGibbsWithGradients(),
+            one_hot(codes, 3).to(D),
+            lambda x: -(x * fields).sum((1, 2)),
+        )
+    else:
+        low = -1.0 if kind == "spins" else 0.0
+        kernel = GibbsWithGradients(low=low)
+        start, energy = low + (1 - low) * codes.to(D), lambda x: -x @ fields[:, 0]
+
+    def total(x: Tensor) -> Tensor:
+        """Z: half the gain of every move, by looking where it leads."""
+        if kind == "categorical":
+            gains = fields - (x * fields).sum(-1, keepdim=True)  # (n, 6, 3)
+            return (gains / 2).exp().masked_fill(x == 1, 0.0).sum((1, 2))
+        return ((low + 1 - 2 * x) * fields[:, 0] / 2).exp().sum(1)
+
+    state, info = kernel.step(kernel.init(energy, start), generator)
+    moved = (state.positions != start).flatten(1).any(-1)
+    assert moved.double().mean() > 0.5
+    expected = (total(start) / total(state.positions)).clamp(max=1)
+    torch.testing.assert_close(info.accept_prob[moved], expected[moved])
+
+
 def test_it_reaches_the_law_from_one_state() -> None:
     energy, states = rbm().energy, all_binary((4,))
     kernel, generator = GibbsWithGradients(4), torch.Generator().manual_seed(3)

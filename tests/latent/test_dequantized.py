@@ -9,7 +9,7 @@ import torch
 from cases import all_binary, assert_means_agree, mean_and_error
 from torch.distributions.transforms import AffineTransform
 
-from pyrodgm.bijectors import AffineCoupling, Elementwise, Fixed, Inverse, LinearSpline, Sigmoid
+from pyrodgm.bijectors import ActNorm, Affine, AffineCoupling, Elementwise, Fixed, Inverse, LinearSpline, Sigmoid
 from pyrodgm.core import Tractable
 from pyrodgm.data import bits_per_dim, dequantize
 from pyrodgm.distributions import Quantized, Spread
@@ -150,6 +150,18 @@ def test_a_learned_guide_is_tighter_than_uniform_noise():
 
 
 @torch.no_grad()
+def test_a_start_from_data_spreads_the_rows_over_their_cells():
+    """Rows that are all 3 fill the cell [3/8, 4/8): of mean 7/16 and standard deviation 1 / (8 sqrt 12)."""
+    torch.manual_seed(2)
+    model = Dequantized(Flow(StandardNormal(1), [ActNorm(1)]), levels=8).double()
+    model.initialize(torch.full((20_000, 1), 3.0, dtype=torch.float64))
+    start = model.density.bijectors[0]
+    scale = 1 / (8 * math.sqrt(12))
+    assert abs(start.shift.item() - 7 / 16) < 5 * scale / math.sqrt(20_000)
+    # a uniform variable's square varies by 4/5 of its variance squared
+    assert abs(start.log_scale.item() - math.log(scale)) < 5 * math.sqrt(0.8 / 20_000) / 2
+
+
 def test_samples_have_the_probabilities():
     model = Dequantized(smooth(), 2)
     x = model.sample(20_000)
@@ -160,12 +172,22 @@ def test_samples_have_the_probabilities():
 @torch.no_grad()
 def test_complete_is_the_conditional():
     """Though x is certain given z: frequencies of the missing level given the observed one."""
-    model, mask = Dequantized(smooth(), 2), torch.tensor([True, False])
-    joint = exact(model, all_binary((2,))).exp().reshape(2, 2)
+    torch.manual_seed(4)
+    parts = [AffineCoupling(2, 0, [8]), Affine(2), Elementwise(2, Sigmoid())]
+    with torch.no_grad():
+        for p in parts[0].parameters():
+            p.add_(0.2 * torch.randn(p.shape))  # small, so that uniform proposals do
+        parts[1].shift.fill_(0.8)
+    model, mask = Dequantized(Flow(StandardNormal(2), parts), 2).double(), torch.tensor([True, False])
+    states = all_binary((2,))
+    joint = exact(model, states).exp()
     for first in (0, 1):
-        filled = model.complete(torch.full((4000, 2), float(first)).double(), mask, steps=25)
+        filled = model.complete(torch.full((4000, 2), float(first)).double(), mask, steps=40)
         assert bool((filled[:, 0] == first).all())
-        assert_means_agree(*mean_and_error(filled[:, 1]), joint[first, 1] / joint[first].sum())
+        given = states[:, 0] == first
+        expected = (joint * states[:, 1])[given].sum() / joint[given].sum()
+        assert abs(expected - 0.5) > 0.1  # where the proposals alone would lead
+        assert_means_agree(*mean_and_error(filled[:, 1]), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -40,6 +40,17 @@ def test_laplace_prior_is_the_curvature_at_the_mode():
     torch.testing.assert_close(prior.condition().variance, covariance.diagonal())
 
 
+@pytest.mark.parametrize("alpha", [[1.0], [1.0, 0.0], [1.0, torch.inf], [[1.0, 2.0]]], ids=str)
+def test_concentrations_that_make_no_prior_are_refused(alpha):
+    with pytest.raises(ValueError, match="positive concentrations of at least two topics"):
+        DirichletLaplace(torch.tensor(alpha))
+
+
+def test_whole_concentrations_are_taken_as_numbers():
+    whole, real = DirichletLaplace(torch.tensor([1, 3])), DirichletLaplace(torch.tensor([1.0, 3.0]))
+    torch.testing.assert_close(whole.condition().base_dist.scale, real.condition().base_dist.scale)
+
+
 def test_words_of_each_model_by_hand():
     z = torch.randn(5, 2).double()
     product, linear, embedded = (ready(MODELS[name]) for name in ("ProdLDA", "NVDM", "ETM"))
@@ -103,6 +114,13 @@ def test_sparse_forms_agree():
     words = torch.tensor([5, 0, 11])
     assert torch.equal(bag.occurs(words), dense[:, words] > 0)
     assert bag.total == dense.sum().item()
+
+
+def test_a_word_that_a_document_names_twice_counts_both_times():
+    corpus = BagOfWords([0, 3, 3], [1, 0, 1], [2, 1, 3], words=3)
+    assert corpus.dense([0, 1]).tolist() == [[1, 5, 0], [0, 0, 0]]
+    assert corpus.total == 6
+    assert corpus.occurs(torch.tensor([1, 2])).tolist() == [[True, False], [False, False]]
 
 
 def test_a_wide_corpus_stays_sparse():

@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from pyrodgm.nets.masked import _CHUNK, IncrementalPass, MaskedMLP
+from pyrodgm.nets.masked import _CHUNK, IncrementalPass, MaskedMLP, one_hot
 
 D = 2 * _CHUNK + 3
 
 
-def check_across_chunks(hidden=(30, 40), direct=True, context=0):
+def check_across_chunks(hidden=(30, 40), direct=True, context=0, categories=0):
     torch.manual_seed(0)
-    net = MaskedMLP(D, 2, hidden, context, direct=direct).double()
+    net = MaskedMLP(D, 2, hidden, context, direct=direct, categories=categories).double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p))
     x = torch.randn(5, D, dtype=torch.float64)
+    if categories:
+        x = torch.randint(categories, x.shape).double()
     c = torch.randn(5, context, dtype=torch.float64) if context else None
     with torch.no_grad():
         full, state = net(x, c), IncrementalPass(net, c, 5, 0)
@@ -28,3 +30,16 @@ def check_across_chunks(hidden=(30, 40), direct=True, context=0):
 @pytest.mark.parametrize(("direct", "context"), [(False, 0), (True, 3)])
 def test_across_chunks(hidden, direct, context):
     check_across_chunks(hidden, direct, context)
+
+
+@pytest.mark.parametrize("hidden", [(), (30, 40)], ids=str)
+@pytest.mark.parametrize(("direct", "context"), [(False, 0), (True, 3)])
+def test_codes_across_chunks(hidden, direct, context):
+    check_across_chunks(hidden, direct, context, categories=3)
+
+
+def test_one_hot():
+    codes = torch.tensor([[0, 2, 1]])
+    torch.testing.assert_close(one_hot(codes.double(), 3), torch.nn.functional.one_hot(codes, 3).double())
+    with pytest.raises(ValueError, match="categories >= 2"):
+        MaskedMLP(2, 1, [4], categories=1)

@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from pyrodgm.nets import MaskedMLP, blocks_of, staircase_linear
+from pyrodgm.nets import MaskedMLP, blocks_of, staircase, staircase_linear
 
 D = 640
+
+
+@pytest.fixture(autouse=True)
+def blocks_for_few_rows_too(monkeypatch):
+    monkeypatch.setattr(staircase, "_WORK", 0)
 
 
 def case(runs=1, flip=False):
@@ -75,3 +80,12 @@ def test_where_one_product_is_as_fast():
     assert blocks_of(torch.ones(64, 64).tril()) is None  # small
     assert blocks_of(torch.ones(1024, 1024)) is None  # no stairs
     assert blocks_of(torch.ones(1024, 1024).tril()[torch.randperm(1024)]) is None  # no order
+
+
+def test_few_rows_take_the_dense_product(monkeypatch):
+    monkeypatch.setattr(staircase, "_WORK", 100 * D * D)
+    x, weight, bias, mask, _ = case()
+    few, many = (staircase_linear(x[:1].expand(n, D), weight, bias, mask, blocks_of(mask)) for n in (99, 100))
+    assert "Staircase" in type(many.grad_fn).__name__
+    assert "Staircase" not in type(few.grad_fn).__name__
+    torch.testing.assert_close(few, many[:99])

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pyrodgm
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.evaluation import mmd
+from pyrodgm.guides import Corrupted, GaussianNoise
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import (
     ELBO,
@@ -277,6 +278,24 @@ def test_gradients_without_a_score_need_reparameterised_sites():
     for objective in (ELBO(stl=True), ELBO(free_bits=FreeBits(0.1, None)), ImportanceWeighted(3, doubly=True)):
         with pytest.raises(TypeError, match="reparameterised"):
             objective.loss(vae, x)
+
+
+def noisy_guide():
+    """A VAE of flows whose guide reads its rows corrupted: two runs are of two densities."""
+    vae = ready(MODELS["VAE of flows"])
+    vae.guide = Corrupted(vae.guide, GaussianNoise(0.5))
+    return vae
+
+
+@pytest.mark.parametrize("objective", [ELBO(stl=True), ImportanceWeighted(3, doubly=True)], ids=["stl", "doubly"])
+def test_gradients_without_a_score_need_a_guide_without_noise_of_its_own(objective):
+    vae = noisy_guide()
+    x = rows(MODELS["VAE of flows"], vae, 6)
+    with pytest.raises(ValueError, match="'z' has another density when it runs again"):
+        objective.loss(vae.train(), x)
+    assert objective.loss(vae.eval(), x).isfinite()
+    with pytest.raises(ValueError, match="another density"):  # the first step of a run is validated
+        pyrodgm.fit(vae, x, objective, steps=2, progress=False)
 
 
 # the aggregate posterior

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import pyrodgm
 from pyrodgm.core import Energy
-from pyrodgm.energy import RBM
+from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, Recognition
 from pyrodgm.kernels import MALA
+from pyrodgm.objectives import MeanFieldContrastive, Objective, UpDown, weight_groups
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
 from pyrodgm.tractable import MADE
 
@@ -241,3 +243,69 @@ def test_without_enumeration_the_held_out_score_is_a_likelihood_with_one_estimat
         model.shift.add_(1.0)
     objective.held_out(model, x)
     assert model.estimates == 2
+
+
+def test_chains_begin_at_rows_of_a_trained_model() -> None:
+    model, x = grown(), rows(9)
+    objective = ContrastiveDivergence(persistent=True)
+    objective.begin(x)
+    objective.check(model)
+    assert torch.equal(dict(objective.named_buffers())["negatives"], x)
+    objective.loss(model, rows(4))
+    assert objective.negatives is not None
+    assert objective.negatives.shape == (9, 5)
+    with pytest.raises(ValueError, match="expected persistent=True"):
+        ContrastiveDivergence().begin(x)
+
+
+@pytest.mark.parametrize("which", ["RBM", "DBM", "DBN"])
+def test_held_out_log_z_follows_the_optimiser(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused step moves parameters without counting a version; a stale log Z would score another model."""
+    objective: Objective
+    model: Energy
+    x = rows(40).float()
+    if which == "RBM":
+        model, objective = RBM(5, 3), ContrastiveDivergence(k=1)
+        monkeypatch.setattr(RBM, "enumerable", False)  # so that log Z comes from a short AIS
+    elif which == "DBM":
+        model, objective = DeepBoltzmannMachine(5, [3, 2]), MeanFieldContrastive(k=1, chains=10)
+    else:
+        model, objective = DeepBeliefNetwork(5, [3, 2]), UpDown(Recognition(5, [3]), k=1, particles=500)
+    objective.check(model)
+    optimizer = objective.optimizer("model", list(model.parameters()), 1.0)
+    assert which == "DBN" or optimizer.defaults["fused"]
+    for _ in range(3):
+        (_, loss), *_ = objective(model, x)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        score = objective.held_out(model, x)
+        exact = -model.log_prob(x).mean()  # type: ignore[operator]
+        # AIS: hundredths; the bounds of so small and weak machines: below a tenth
+        assert score.item() == pytest.approx(exact.item(), abs=0.15)
+    assert (exact - math.log(2) * 5).abs() > 0.3  # the model has moved further than the tolerance
+    before = objective.held_out(model, x)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.dim() == 1).add_(3.0)
+    assert (objective.held_out(model, x) - before).abs() > 0.3
+
+
+def test_a_weight_cost_is_not_lost_beside_an_optimiser_of_ones_own() -> None:
+    def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    objectives: list[tuple[Energy, Objective]] = [
+        (RBM(5, 3), ContrastiveDivergence(weight_cost=0.1)),
+        (DeepBoltzmannMachine(5, [3, 2]), MeanFieldContrastive(weight_cost=0.1)),
+        (DeepBeliefNetwork(5, [3, 2]), UpDown(Recognition(5, [3]), top=ContrastiveDivergence(weight_cost=0.1))),
+    ]
+    for model, objective in objectives:
+        with pytest.raises(ValueError, match=r"weight_cost=0 beside optimizer=.*weight_groups\(ps, 0.1\)"):
+            pyrodgm.fit(model, rows(8).float(), objective, steps=1, optimizer=sgd, progress=False)
+    runs = []
+    for own in (False, True):  # the cure gives what the objective's own optimiser does
+        torch.manual_seed(1)
+        made = {"optimizer": lambda ps: torch.optim.SGD(weight_groups(ps, 0.1), lr=0.1, momentum=0.5)} if own else {}
+        objective = ContrastiveDivergence(weight_cost=0.0 if own else 0.1)
+        runs.append(pyrodgm.fit(RBM(5, 3), rows(8).float(), objective, steps=3, lr=0.1, progress=False, **made))
+    first, second = (run.model.state_dict()["weight"] for run in runs)
+    torch.testing.assert_close(first, second)

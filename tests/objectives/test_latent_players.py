@@ -392,6 +392,7 @@ def test_guides_without_a_density_train(kind):
         (lambda: StopLagging(torch.zeros(2, 2), patience=0), "patience >= 1"),
         (lambda: AdversarialAutoencoder(nn.Identity(), critic_steps=0), "critic_steps >= 1"),
         (lambda: refine(linear_vae(), torch.zeros(2, 4).double(), particles=0), "particles >= 1"),
+        (lambda: refine(ready(MODELS["VQVAE"]), torch.zeros(2, 5).double()), "expected a site with some spread"),
     ],
 )
 def test_mistakes_are_named(build, match):

@@ -26,6 +26,16 @@ def test_density_is_the_weighted_sum():
     torch.testing.assert_close(mixture.responsibilities(x), each * mixture.weights / (each @ mixture.weights)[:, None])
 
 
+def test_the_mean_is_the_draws():
+    """Of components with events and a batch of weights."""
+    generator = torch.Generator().manual_seed(2)
+    logits, locs = (torch.randn(*shape, generator=generator).double() for shape in ((2, 3), (3, 2, 4)))
+    parts = [dist.Normal(loc, 1.0).to_event(1) for loc in 3 * locs]
+    d = MixtureDistribution(logits, parts)
+    assert d.mean.shape == (2, 4)
+    assert_means_agree(*mean_and_error(d.sample((20_000,))), d.mean)
+
+
 def test_gated_weights_follow_the_context():
     mixture, c = ready(MODELS["Mixture"], True), contexts(5)
     x = rows(MODELS["Mixture"], mixture, 5)
