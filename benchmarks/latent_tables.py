@@ -170,17 +170,26 @@ def collapse(options: argparse.Namespace) -> Table:
     train, _, test = _fixed_mnist(options)
     mean = train.mean(0)
 
-    def plain() -> VAE:
-        return VAE(StandardNormal(Z), _bernoulli_decoder(mean), _gaussian_guide())
+    def build(guide: Callable[[], Any] = _gaussian_guide) -> VAE:
+        return VAE(StandardNormal(Z), _bernoulli_decoder(mean), guide())
+
+    def warm_up(steps: int) -> LinearAnnealing:
+        return LinearAnnealing(max(1, steps // 10), start=0.01)
 
     remedies: dict[str, Callable[[int], Objective]] = {
         "plain bound": lambda steps: ELBO(),
+        "plain bound, warm-up": lambda steps: ELBO(beta=warm_up(steps)),
         "+ cyclical annealing": lambda steps: ELBO(beta=CyclicalAnnealing(max(1, steps // 4))),
         "+ free bits, 0.25 a dimension": lambda steps: ELBO(free_bits=FreeBits(0.25)),
+        "+ free bits, warm-up": lambda steps: ELBO(beta=warm_up(steps), free_bits=FreeBits(0.25)),
         "+ lagging inference, 5 steps": lambda steps: LaggingInference(5),
         "+ InfoVAE (alpha 0.9, lambda 100)": lambda steps: InfoVAE(0.9, 100.0),
     }
-    return Table(train, None, test, [Row(name, plain, objective) for name, objective in remedies.items()])
+    rows = [Row(name, build, objective) for name, objective in remedies.items()]
+    with_flow = Row(
+        "+ flow guide, warm-up", lambda: build(_flow_guide), lambda steps: ELBO(analytic_kl=False, beta=warm_up(steps))
+    )
+    return Table(train, None, test, [*rows, with_flow])
 
 
 class _Gated(nn.Module):

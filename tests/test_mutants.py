@@ -461,7 +461,7 @@ MUTANTS = {
     "negatives with the wrong sign": Mutant(
         unnormalised.Unnormalised, "log_prob", "+ (missing", "- (missing", energy.check_training_gradient),
     "contrastive divergence with data only": Mutant(
-        ContrastiveDivergence, "loss", "energy_gap(x, negatives).value", "energy_gap(x, 1 - x).value",
+        ContrastiveDivergence, "gap", "energy_gap(x, negatives).value", "energy_gap(x, 1 - x).value",
         contrastive.test_many_steps_give_the_likelihood_gradient, (False, 0)),
     "an energy gap that forgets the copies": Mutant(
         gap._Gap, "backward", "above * each.unsqueeze(-1)", "each.unsqueeze(-1)", gaps.check_gradient, ("twins",)),

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
@@ -36,7 +37,7 @@ class Local(nn.Module):
             which keeps the first steps quiet.
     Shapes: parameters (B, *event of the unconstrained site).
     Raises: TypeError for a discrete site; ValueError for a latent outside the data plate, and from ``forward`` for
-        another number of rows, or a site that starts as a point.
+        another number of rows; under Pyro's validation, also for a site that starts as a point.
     Source: Hoffman et al. (2013), arXiv:1206.7051, section 2.2.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -69,7 +70,7 @@ class Local(nn.Module):
             draws = draws.expand(_DRAWS, self.rows, *draws.shape[2:])
             moments = draws.mean(0), draws.std(0)
         mean, scale = (m.expand(self.rows, *m.shape[1:]).clone() for m in moments)
-        if not bool(((scale > 0) & mean.isfinite()).all()):
+        if is_validation_enabled() and not bool(((scale > 0) & mean.isfinite()).all()):
             raise ValueError(
                 f"expected a site with some spread and finite moments, got {name!r} without; start at the prior by "
                 "from_guide=False, or keep the model's own guide if it is a point"
