@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rbm import falling, mnist
 from torch import Tensor
 
 import pyrodgm
@@ -33,18 +34,6 @@ from pyrodgm.engine import fit_stack
 from pyrodgm.objectives import ContrastiveDivergence, MeanFieldContrastive, Objective, UpDown
 
 PRINTED = {"dbn": -84.55, "dbm": -84.62}
-
-
-def mnist(folder: Path) -> dict[str, Tensor]:
-    """train (50000, 784), valid and test (10000, 784): the fixed binarization."""
-    with np.load(folder / "mnist_binarized_fixed.npz", allow_pickle=False) as z:
-        parts = {key: np.unpackbits(z[key], axis=1)[:, : int(z["d"])] for key in ("train", "valid", "test")}
-    return {key: torch.as_tensor(part, dtype=torch.float32) for key, part in parts.items()}
-
-
-def falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linearly to zero, by which the noise of the chains averages out."""
-    return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
 
 
 class Contender:

@@ -15,17 +15,14 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import torch
-from latent_tables import packed_rows
-from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from latent_tables import learn, packed_rows
 
-import pyrodgm
-from pyrodgm.core import GenerativeModel, Tractable
+from pyrodgm.core import Tractable
 from pyrodgm.distributions import Codes
 from pyrodgm.latent import VQVAE
 from pyrodgm.latent.codebook import Codebook
 from pyrodgm.nets import MLP
-from pyrodgm.objectives import Objective, VectorQuantization
+from pyrodgm.objectives import VectorQuantization
 from pyrodgm.tractable import MADE, CategoricalConditional, Parametric
 
 D = 784
@@ -47,23 +44,6 @@ def priors(options: argparse.Namespace) -> dict[str, Tractable]:
         "independent": Parametric(Codes, positions, sizes={"logits": k}),
         "MADE": MADE(positions, [500], CategoricalConditional(k)),
     }
-
-
-def learn(
-    model: GenerativeModel, data: Tensor, steps: int, options: argparse.Namespace, objective: Objective | None = None
-) -> pyrodgm.Fit:
-    return pyrodgm.fit(
-        model,
-        data,
-        objective,
-        steps=steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        lr_schedule=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-        seed=options.seed,
-        device="cpu",
-        progress=False,
-    )
 
 
 def main() -> None:

@@ -18,12 +18,11 @@ import time
 
 import pyro.distributions as dist
 import torch
+from latent_tables import learn
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-import pyrodgm
 from pyrodgm.bijectors import LULinear
 from pyrodgm.core import Tractable
 from pyrodgm.data import load
@@ -98,18 +97,7 @@ def main() -> None:
         likelihood = Parametric(dist.Normal, D, context=options.latent, fixed={"scale": noise})
         model = VAE(StandardNormal(options.latent), likelihood, guide)
         began = time.process_time()
-        pyrodgm.fit(
-            model,
-            train,
-            objective,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            lr_schedule=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
-            seed=options.seed,
-            device="cpu",
-            progress=False,
-        )
+        learn(model, train, options.steps, options, objective)
         minutes = (time.process_time() - began) / 60
         estimate = importance_estimate(model, test, particles=options.particles)
         with torch.no_grad():

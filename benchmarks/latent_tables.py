@@ -11,9 +11,12 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
 
+import pyrodgm
 from pyrodgm.bijectors import AffineCoupling
+from pyrodgm.core import GenerativeModel
 from pyrodgm.latent import VAE
 from pyrodgm.nets import MLP
 from pyrodgm.objectives import (
@@ -28,7 +31,7 @@ from pyrodgm.objectives import (
 )
 from pyrodgm.tractable import Flow, Parametric, StandardNormal, VampPrior
 
-__all__ = ["TABLES", "Row", "Table", "packed_rows"]
+__all__ = ["TABLES", "Row", "Table", "learn", "packed_rows"]
 
 D, Z = 784, 50
 HIDDEN = [200, 200]
@@ -98,6 +101,24 @@ def packed_rows(file: Path, options: argparse.Namespace, flip: bool = False) -> 
     if options.smoke:
         train, valid, test = train[:400], valid[:60], test[:60]
     return train, valid, test
+
+
+def learn(
+    model: GenerativeModel, data: Tensor, steps: int, options: argparse.Namespace, objective: Objective | None = None
+) -> pyrodgm.Fit:
+    """The fit that latent_codes.py and latent_ppca.py share: a cosine from ``options.lr`` to 0."""
+    return pyrodgm.fit(
+        model,
+        data,
+        objective,
+        steps=steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        lr_schedule=lambda optimizer, total: CosineAnnealingLR(optimizer, total),
+        seed=options.seed,
+        device="cpu",
+        progress=False,
+    )
 
 
 def _fixed_mnist(options: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:

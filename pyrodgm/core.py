@@ -262,8 +262,6 @@ class GenerativeModel(nn.Module):
         Integers and booleans become the model's floating type.
         Raises: ValueError for a wrong shape; TypeError for another floating type.
         """
-        if context is None and not self.context and type(x) is Tensor and self._fits(x):
-            return x, None  # by few lines: a training step of a small model feels every one
         if x is not None:
             x = self._check_x(x)
         if self.context and context is None:
@@ -281,13 +279,6 @@ class GenerativeModel(nn.Module):
                     "class labels go in one-hot"
                 )
         return x, context
-
-    def _fits(self, x: Tensor) -> bool:
-        """Whether x is rows of the model's type, as far as that is known."""
-        where = self.__dict__.get("_typed")
-        tensor = None if where is None else where[0].get(where[1])
-        event = self.event_shape
-        return tensor is not None and x.dtype == tensor.dtype and x.shape[-len(event) :] == event
 
     def _check_x(self, x: Tensor) -> Tensor:
         x = self._as_float(x, "x")

@@ -50,9 +50,7 @@ class BernoulliConditional(Conditional):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         if raw.shape != x.shape:
             raw, x = torch.broadcast_tensors(raw, x)
-        if x.requires_grad or torch._C._are_functorch_transforms_active():  # the slope in x is wanted: l
-            return -F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
-        return -F.softplus(torch.rsub(x, 1, alpha=2) * raw, threshold=50).sum(-1)  # of one term: few kernels
+        return -F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
 
     def sample(self, parameters: Tensor) -> Tensor:
         return torch.bernoulli(parameters.squeeze(-2).sigmoid())

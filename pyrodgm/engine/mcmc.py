@@ -17,7 +17,7 @@ from pyrodgm.core import Energy, evaluating
 from pyrodgm.engine.posterior import Posterior
 from pyrodgm.engine.store import DrawStore, identity
 from pyrodgm.engine.surroundings import random_state
-from pyrodgm.engine.target import Target, _moved, as_target
+from pyrodgm.engine.target import Target, as_target, moved
 from pyrodgm.kernels.base import Info, Kernel, State
 
 __all__ = ["mcmc"]
@@ -103,7 +103,7 @@ def mcmc(
         run = _Run(target, kernel, generator, warmup, draws, thin, progress)
         kept = None
         if store is not None:
-            of_program = identity(program, *_moved((args, kwargs), target.device))
+            of_program = identity(program, *moved((args, kwargs), target.device))
             kept = DrawStore(Path(store), _fingerprint(kernel, chains, warmup, thin, seed, of_program))
         resumed = None if kept is None else kept.resume(kernel, target.potential, generator)
         if resumed is None:

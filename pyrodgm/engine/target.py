@@ -15,7 +15,7 @@ from pyrodgm.engine.subsampled import SubsampledEnergy
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
 
-__all__ = ["EnergyTarget", "ProgramTarget", "Target", "as_target"]
+__all__ = ["EnergyTarget", "ProgramTarget", "Target", "as_target", "moved"]
 
 _TRIES = 100  # fresh starts of a chain whose energy is not finite; Stan's number
 
@@ -151,7 +151,7 @@ def as_target(
     if device is not None:
         if isinstance(program, nn.Module):
             program.to(device)
-        args, kwargs = _moved(args, device), _moved(kwargs, device)
+        args, kwargs = moved(args, device), moved(kwargs, device)
     if isinstance(program, Energy):
         return EnergyTarget(program, *_context(args, kwargs), compile)
     target = ProgramTarget(program, args, kwargs, compile)
@@ -169,11 +169,12 @@ def _context(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | No
     return (given[0] if given else None,)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """Every tensor in nested lists, tuples and dictionaries on the device; the rest as it is."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {k: _moved(v, device) for k, v in value.items()}
+        return {k: moved(v, device) for k, v in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_moved(v, device) for v in value)
+        return type(value)(moved(v, device) for v in value)
     return value

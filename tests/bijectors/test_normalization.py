@@ -93,6 +93,28 @@ def test_batch_norm_takes_the_batchs_moments_in_training_and_their_averages_afte
     torch.testing.assert_close(layer(x)[0], rows())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_is_torchs_with_the_weight_e_to_the_gamma(training):
+    layer = BatchNorm(4).double().train(training)
+    with torch.no_grad():
+        layer.log_scale.copy_(torch.tensor([0.5, -1.0, 0.0, 0.3]))
+        layer.shift.copy_(torch.tensor([1.0, 2.0, -1.0, 0.0]))
+        layer.running_mean.copy_(torch.arange(4.0))
+        layer.running_variance.copy_(torch.tensor([4.0, 1.0, 0.5, 2.0]))
+    mean, variance = layer.running_mean.clone(), layer.running_variance.clone()
+    expected = torch.nn.functional.batch_norm(
+        rows(), mean, variance, layer.log_scale.exp(), layer.shift, training, eps=layer.epsilon
+    )
+    x, ladj = layer.inv(rows())
+    torch.testing.assert_close(x, expected)
+    used = rows().var(0, correction=0) if training else variance
+    slope = (layer.log_scale - 0.5 * (used + layer.epsilon).log()).sum()
+    torch.testing.assert_close(ladj, slope.expand(64))
+    layer.eval()
+    y, ladj = layer(x)
+    torch.testing.assert_close(ladj, -layer.inv(y)[1])
+
+
 def test_a_feature_that_never_varies_stays_finite():
     """It leaves as 0, and what is a millionth larger as 1: the largest scale that a start gives."""
     x = torch.ones(8, 2, dtype=torch.float64)

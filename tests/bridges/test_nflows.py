@@ -91,6 +91,9 @@ def test_ours_as_theirs():
     flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(base)).double()
     expected = Flow(base, list(ours.bijectors)).log_prob(x, c)
     torch.testing.assert_close(flow.log_prob(x, context=c), expected)
+    draws, log_prob = flow.sample_and_log_prob(5, context=c)  # by the transform's other direction
+    each = c.repeat_interleave(5, 0)
+    torch.testing.assert_close(log_prob.flatten(), flow.log_prob(draws.flatten(0, 1), context=each))
     flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(RealNVP(D, 2, context=C))).double()
     assert flow.sample(5, context=c).shape == (6, 5, D)
     assert AsNflowsDistribution(Ours(D)).sample(5).shape == (5, D)

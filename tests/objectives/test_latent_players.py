@@ -344,7 +344,7 @@ def test_the_critic_measures_the_kl(kind):
 @pytest.mark.parametrize("kind", [AdversarialVariationalBayes, AdversarialAutoencoder])
 def test_each_loss_moves_its_own_player(kind):
     vae, x = ready(MODELS["VAE"]), rows(MODELS["VAE"], ready(MODELS["VAE"]), 8)
-    objective = kind.mlp(vae, HIDDEN).double()
+    objective = kind.mlp(vae, HIDDEN)  # of the type of the model, float64
     for player, loss in objective(vae, x):
         moved = torch.autograd.grad(loss, list(vae.parameters()), allow_unused=True, retain_graph=True)
         of_guide = {id(p) for p in vae.guide.parameters()}
