@@ -12,6 +12,7 @@ To add a case: a line in CASES. To add a library: a maker in couplings.py and au
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 
 import pyro
 import torch
+from apart import in_turns
 from autoregressive import autoregressive
 from contenders import Contender, reverse_kl
 from couplings import couplings
@@ -94,24 +96,26 @@ def main() -> None:
     parser.add_argument("--jax", action="store_true", help="add flowjax, jitted (it uses every core)")
     parser.add_argument("--compiled", nargs="*", default=["pyrodgm"], help="who is compiled too by --compile")
     parser.add_argument("--builds", type=int, default=1, help="instances of every contender: they differ by 2 to 5 %%")
+    parser.add_argument(
+        "--apart", action="store_true", help="each contender in a process of its own, with its own floor"
+    )
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", module="nflows|normflows|zuko")
     print(hardware(options))
-    for title, (build, tasks, in_jax) in CASES.items():
+    for title, (_, tasks, in_jax) in CASES.items():
         if options.cases and not any(word in title for word in options.cases):
             continue
         what = [task for task in tasks if task in options.what]
+        if options.apart:
+            apart(title, what, options)
+            continue
         times: dict[str, dict[str, list[float]]] = {task: {} for task in what}
-        for i in range(options.builds):
-            torch.manual_seed(i)
-            contenders, x = build(device=options.device)
-            pyro.enable_validation(False)  # after the imports: zuko's changes torch's flag
-            torch.distributions.Distribution.set_default_validate_args(False)
-            if options.compile:
-                contenders += [compiled(c) for c in contenders if c.name in options.compiled]
+        for seed in range(options.builds):
+            contenders, x = built(title, options, seed)
             jitted = [in_jax()] if options.jax and in_jax else []
             for task in what:
-                for name, found in measure(title, task, contenders, jitted, x, options).items():
+                calls = {c.name: called(c, task, x) for c in contenders} | {j.name: j.tasks[task] for j in jitted}
+                can = {name: call for name, call in calls.items() if call}
+                for name, found in interleave(can, *rounds(title, task, options), options.device).items():
                     times[task].setdefault(name, []).extend(found)
         counts = {c.name: sum(p.numel() for p in c.parameters) for c in contenders} | {
             j.name: j.parameters for j in jitted
@@ -121,30 +125,61 @@ def main() -> None:
             print(table(f"{title}: {task}", times[task], contenders[0].name, notes), flush=True)
 
 
+def built(title: str, options: argparse.Namespace, seed: int = 0) -> tuple[list[Contender], Tensor]:
+    """The contenders of a case, the floor first, and rows to train on."""
+    warnings.filterwarnings("ignore", module="nflows|normflows|zuko")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(seed)
+    contenders, x = CASES[title][0](device=options.device)
+    pyro.enable_validation(False)  # after the imports: zuko's changes torch's flag
+    torch.distributions.Distribution.set_default_validate_args(False)
+    if options.compile:
+        contenders += [compiled(c) for c in contenders if c.name in options.compiled]
+    return contenders, x
+
+
+def apart(title: str, what: list[str], options: argparse.Namespace) -> None:
+    """Every contender in a process of its own, in turns."""
+    contenders, x = built(title, options)
+    for task in what:
+        can = [c.name for c in contenders[1:] if called(c, task, x)]
+        jobs = {f"{name} {seed}": (title, task, name, options, seed) for name in can for seed in range(options.builds)}
+        found = in_turns(alone, jobs, *rounds(title, task, options), options.device)
+        times, floors = (
+            {name: [t for job, ts in one.items() if job.split()[0] == name for t in ts] for name in can}
+            for one in found
+        )
+        print(table(f"{title}: {task}", times, floors), flush=True)
+
+
+def alone(title: str, task: str, name: str, options: argparse.Namespace, seed: int) -> tuple[Any, Any]:
+    """The floor and one contender."""
+    contenders, x = built(title, options, seed)
+    calls = {c.name: called(c, task, x) for c in contenders if c.name in (contenders[0].name, name)}
+    return calls[contenders[0].name], calls[name]
+
+
+def rounds(title: str, task: str, options: argparse.Namespace) -> tuple[int, int]:
+    """How many rounds are timed, and how many before them are not."""
+    slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
+    return (3, 1) if slow else (options.repeats, options.warmup)
+
+
 def compiled(contender: Contender) -> Contender:
     """The same under torch.compile; drawing only with its density."""
     draw = None if contender.draw is None else torch.compile(contender.draw)
     return Contender(f"{contender.name}, compiled", contender.parameters, torch.compile(contender.log_prob), None, draw)
 
 
-def measure(
-    title: str, task: str, contenders: list[Contender], jitted: list[Jitted], x: Tensor, options: Any
-) -> dict[str, list[float]]:
-    """Milliseconds of one task of one case."""
+def called(contender: Contender, task: str, x: Tensor) -> Callable[[], Any] | None:
+    """One task of one contender, or None where it cannot."""
     if task == "train":
-        calls: dict[str, Callable[[], Any]] = {
-            c.name: step(lambda c=c: -c.log_prob(x).mean(), c.parameters) for c in contenders
-        }
-    elif task == "log_prob":
-        calls = {c.name: torch.no_grad()(lambda c=c: c.log_prob(x)) for c in contenders}
-    elif task == "sample":
-        calls = {c.name: torch.no_grad()(c.sample) for c in contenders if c.sample}
-    else:
-        calls = {c.name: step(partial(reverse_kl, c.draw), c.parameters) for c in contenders if c.draw}
-    calls.update({j.name: j.tasks[task] for j in jitted})
-    slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
-    repeats, warmup = (3, 1) if slow else (options.repeats, options.warmup)
-    return interleave(calls, repeats, warmup, options.device)
+        return step(lambda: -contender.log_prob(x).mean(), contender.parameters)
+    if task == "log_prob":
+        return torch.no_grad()(lambda: contender.log_prob(x))
+    if task == "sample":
+        return contender.sample and torch.no_grad()(contender.sample)
+    return contender.draw and step(partial(reverse_kl, contender.draw), contender.parameters)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["arguments", "hardware", "interleave", "step", "table"]
+__all__ = ["arguments", "hardware", "interleave", "once", "step", "table"]
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -33,22 +33,28 @@ def hardware(options: argparse.Namespace) -> str:
     return f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {name}, {options.threads} threads"
 
 
+def once(call: Callable[[], Any], device: str = "cpu") -> float:
+    """Milliseconds of one call."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    call()
+    wait()
+    return 1e3 * (time.perf_counter() - start)
+
+
 def interleave(
     contenders: dict[str, Callable[[], Any]], repeats: int = 60, warmup: int = 5, device: str = "cpu"
 ) -> dict[str, list[float]]:
     """Milliseconds of each call. Every round runs all contenders, so a busy moment of the machine hits them alike."""
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names, order = list(contenders), random.Random(0)
     for i in range(warmup + repeats):
         order.shuffle(names)  # nobody always follows the same neighbour, whose memory and caches it would inherit
         for name in names:
-            wait()
-            start = time.perf_counter()
-            contenders[name]()
-            wait()
+            took = once(contenders[name], device)
             if i >= warmup:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(took)
     return times
 
 
@@ -64,13 +70,23 @@ def step(loss: Callable[[], torch.Tensor], parameters: Any, lr: float = 1e-4) ->
     return run
 
 
-def table(title: str, times: dict[str, list[float]], floor: str, notes: dict[str, Any] | None = None) -> str:
-    """Markdown: medians, their ratio to the floor's, and the median of the ratios round by round (steadier)."""
-    base = statistics.median(times[floor])
+def table(
+    title: str,
+    times: dict[str, list[float]],
+    floor: str | dict[str, list[float]],
+    notes: dict[str, Any] | None = None,
+) -> str:
+    """Markdown: medians, their ratio to the floor's, and the median of the ratios round by round (steadier).
+
+    Args:
+        floor: whose times are the floor, or the floor's times beside each name's.
+    """
+    floors = dict.fromkeys(times, times[floor]) if isinstance(floor, str) else floor
     lines = [f"\n**{title}**\n", "| contender | ms | x floor | x floor, paired | |", "|---|---|---|---|---|"]
     for name, values in times.items():
-        paired = statistics.median(a / b for a, b in zip(values, times[floor], strict=True))
+        paired = statistics.median(a / b for a, b in zip(values, floors[name], strict=True))
         median = statistics.median(values)
         note = (notes or {}).get(name, "")
-        lines.append(f"| {name} | {median:.3g} | {median / base:.2f} | {paired:.2f} | {note} |")
+        ratio = median / statistics.median(floors[name])
+        lines.append(f"| {name} | {median:.3g} | {ratio:.2f} | {paired:.2f} | {note} |")
     return "\n".join(lines)

@@ -164,10 +164,10 @@ MUTANTS = {
         spline_rational._Spline, "backward", "-(to_xi + l_xi) / slope", "-to_xi / slope",
         splines.check_gradients, (RationalQuadraticSpline(3), True)),
     "bins whose widths need not sum to one": Mutant(
-        spline_rational, "bin_gradient", "-mean.unsqueeze(1), is_before", "0 * mean.unsqueeze(1), is_before",
+        spline_rational, "bin_gradient", "rest = -mean", "rest = 0 * mean",
         splines.check_gradients, (RationalQuadraticSpline(3), False)),
     "a bin's other knot": Mutant(
-        spline_bins, "_knots", "if circular else index + 1", "if circular else index",
+        spline_bins, "_knots", "(index - 1, index)", "(index, index)",
         splines.check_slopes_are_continuous, (RationalQuadraticSpline(5),)),
     # tractable
     "density without its Jacobian": Mutant(

@@ -109,8 +109,10 @@ class Coupling(Bijector):
         kept = event[0] - self.split if flip else self.split
         if net is None:
             outputs = self.univariate.size * (event[0] - kept)
-            make = MLP if self.dims == 1 else ConvNet
-            net = make(kept + context, outputs, hidden, last_scale=0.0)
+            if self.dims == 1:
+                net = MLP(kept + context, outputs, hidden, last_scale=0.0, columns=self.univariate.columns)
+            else:
+                net = ConvNet(kept + context, outputs, hidden, last_scale=0.0)
         self.net = net
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 __all__ = ["LEAST", "Bin", "bin_gradient", "find_bin"]
 
@@ -24,8 +23,10 @@ class Bin(NamedTuple):
         start: where it starts, (2, *S).
         length: how long it is, (2, *S).
         slopes: the raw slopes at its two knots, (2, *S); 0 at the ends of an interval.
-        is_before: which bins are before it, (K, *S).
+        is_before: which of the bins but the last are before it, as 1 and 0, (K - 1, *S).
         number: which one it is, (*S).
+        highest: the largest raw width and height, (2, 1, *S).
+        scale: what takes exponentials to parts of the interval, (2, *S).
     """
 
     start: Tensor
@@ -33,6 +34,8 @@ class Bin(NamedTuple):
     slopes: Tensor
     is_before: Tensor
     number: Tensor
+    highest: Tensor
+    scale: Tensor
 
 
 def find_bin(raw: Tensor, u: Tensor, bins: int, inverse: bool, circular: bool = False) -> Bin:
@@ -46,31 +49,23 @@ def find_bin(raw: Tensor, u: Tensor, bins: int, inverse: bool, circular: bool = 
             knots of a circle, whose last is its first (P = 3 K).
         u: (*S) in [0, 1], on the axis of y if ``inverse``.
     """
-    weights, free = _weights(raw, bins), 1 - LEAST * bins
-    right = weights.cumsum(1)
-    total = right[:, -1]
+    logits = raw[: 2 * bins].unflatten(0, (2, bins)).contiguous()  # in whole rows
+    highest = logits.detach().amax(1, keepdim=True)
+    weights = (logits - highest).exp_()
+    scale = (1 - LEAST * bins) / weights.sum(1)
+    axis = int(inverse)
     with torch.no_grad():
-        least = LEAST * torch.arange(1, bins + 1, dtype=raw.dtype, device=raw.device)
-        least[-1] += 1  # the right end, which no u is behind
-        least = least.reshape(bins, *[1] * u.dim())
-        edges = torch.addcmul(least, right[int(inverse)], free / total[int(inverse)])
-        is_before = edges <= u
-        count = is_before.to(raw.dtype).sum(0)  # numbers: sums of truth values take three times as long
+        least = torch.arange(1, bins, dtype=raw.dtype, device=raw.device).mul_(LEAST).reshape(-1, *[1] * u.dim())
+        edges = torch.addcmul(least, weights[axis, :-1].cumsum(0), scale[axis])
+        is_before = (u - edges).sign_().clamp_min_(0)  # numbers: truth values cost three times as much to sum
+        count = is_before.sum(0).nan_to_num_(0)
         index = count.long()
-    both = _on_both_axes(index)
-    part = weights.gather(1, both).squeeze(1) / total
-    before = right.gather(1, both).squeeze(1) / total - part
-    slopes = raw[2 * bins :]
+    start = torch.addcmul(LEAST * count, (weights[:, :-1] * is_before).sum(1), scale)
+    length = LEAST + weights.gather(1, _on_both_axes(index)).squeeze(1) * scale
+    slopes = raw[2 * bins :].gather(0, _knots(index, bins, circular))
     if not circular:
-        slopes = F.pad(slopes, (*[0, 0] * u.dim(), 1, 1))
-    ends = slopes.gather(0, _knots(index, bins, circular))
-    return Bin(LEAST * count + free * before, LEAST + free * part, ends, is_before, index)
-
-
-def _weights(raw: Tensor, bins: int) -> Tensor:
-    """Exponentials of the raw widths and heights up to a factor, (2, K, *S), laid out in whole rows."""
-    logits = raw[: 2 * bins].unflatten(0, (2, bins)).clone(memory_format=torch.contiguous_format)
-    return logits.sub_(logits.detach().amax(1, keepdim=True)).exp_()
+        slopes = slopes * _are_inner(count, bins)
+    return Bin(start, length, slopes, is_before, index, highest, scale)
 
 
 def _on_both_axes(index: Tensor) -> Tensor:
@@ -78,8 +73,15 @@ def _on_both_axes(index: Tensor) -> Tensor:
 
 
 def _knots(index: Tensor, bins: int, circular: bool) -> Tensor:
-    """The two knots of a bin, (*S) -> (2, *S): 0 .. K, or on a circle 0 .. K - 1."""
-    return torch.stack((index, (index + 1) % bins if circular else index + 1))
+    """Where the raw slopes at the two knots of a bin are, (*S) -> (2, *S); for an interval's ends any place."""
+    if circular:
+        return torch.stack((index, (index + 1) % bins))
+    return torch.stack((index - 1, index)).clamp(0, bins - 2)
+
+
+def _are_inner(count: Tensor, bins: int) -> Tensor:
+    """0 at the ends of an interval, whose raw slopes are 0, and 1 at the other knots: (*S) -> (2, *S)."""
+    return torch.stack((count, (bins - 1) - count)).clamp_max(1)
 
 
 def bin_gradient(
@@ -97,15 +99,18 @@ def bin_gradient(
     g for the bins before it, h for itself and 0 behind it; then comes that of the softmax, which is worked out again:
     what every layer of a flow keeps for its backward pass costs more time than the exponentials do.
     """
-    start, length, _, is_before, index = found
-    weights, free = _weights(raw, bins), 1 - LEAST * bins
-    total = weights.sum(1)
-    g, h = to_start * (free / total), to_length * (free / total)
-    least = LEAST * index.to(start.dtype)  # of the bins before it
-    mean = (g * (start - least) + h * (length - LEAST)) / free  # of p's gradient, under p
-    to_parts = torch.addcmul(-mean.unsqueeze(1), is_before.to(raw.dtype), g.unsqueeze(1))
-    to_parts = to_parts.scatter_add_(1, _on_both_axes(index), h.unsqueeze(1)).mul_(weights)  # in place: memory is time
-    pad = 0 if circular else 1
-    to_knots = to_slopes.new_zeros(bins + pad, *index.shape)
-    to_knots = to_knots.scatter_add_(0, _knots(index, bins, circular), to_slopes)[pad:bins]
-    return torch.cat((to_parts.flatten(0, 1), to_knots))
+    start, length, _, is_before, index, highest, scale = found
+    g, h = to_start * scale, to_length * scale
+    count = index.to(start.dtype)
+    mean = (g * (start - LEAST * count) + h * (length - LEAST)) / (1 - LEAST * bins)  # of p's gradient, under p
+    weights = (raw[: 2 * bins].unflatten(0, (2, bins)).contiguous() - highest).exp_()
+    to_raw = g.new_empty(len(raw), *index.shape)  # and everything into it: memory is time
+    to_parts = to_raw[: 2 * bins].unflatten(0, (2, bins))
+    rest = -mean.unsqueeze(1)
+    to_parts[:, -1:] = rest
+    to_parts[:, :-1] = torch.addcmul(rest, is_before, g.unsqueeze(1))
+    to_parts.scatter_add_(1, _on_both_axes(index), h.unsqueeze(1)).mul_(weights)
+    if not circular:
+        to_slopes = to_slopes * _are_inner(count, bins)
+    to_raw[2 * bins :].zero_().scatter_add_(0, _knots(index, bins, circular), to_slopes)
+    return to_raw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class RationalQuadraticSpline(BinnedSpline):
         tensor([-5.0000,  0.5000])
     """
 
+    columns = True
+
     def __init__(self, bins: int = 8, bound: float = 3.0) -> None:
         super().__init__(bins, bound)
         self.size = 3 * bins - 1
@@ -53,8 +55,11 @@ def rational_quadratic(
     """
     run: Any = _Spline.apply if torch.is_grad_enabled() else _Spline.forward
     shape = torch.broadcast_shapes(raw.shape[:-2] + raw.shape[-1:], x.shape)
-    raw = raw.expand(*shape[:-1], -1, shape[-1]).movedim(-2, 0)  # (*B, P, D) -> (P, *B, D)
-    y, ladj, *_ = run(raw, x.expand(shape), bins, inverse, bound)
+    raw, x = raw.expand(*shape[:-1], -1, shape[-1]).movedim(-2, 0), x.expand(shape)  # (*B, P, D) -> (P, *B, D)
+    if len(shape) == 2 and raw.stride(1) == 1:  # laid out by columns, (P, D, B) in memory
+        y, ladj, *_ = run(raw.mT, x.mT.contiguous(), bins, inverse, bound)
+        return y.mT, ladj.mT
+    y, ladj, *_ = run(raw, x, bins, inverse, bound)
     return y, ladj
 
 
@@ -77,6 +82,32 @@ def _position(found: Bin, slopes: Tensor, u: Tensor, inverse: bool) -> Tensor:
     return (xi - rest / slope).clamp(0, 1)
 
 
+class _Curve(NamedTuple):
+    """What value and slope at xi are made of, (*S) each."""
+
+    s: Tensor
+    rest: Tensor
+    both: Tensor
+    square: Tensor
+    other: Tensor
+    bend: Tensor
+    below: Tensor
+    f: Tensor
+    top: Tensor
+
+
+def _curve(xi: Tensor, length: Tensor, slopes: Tensor) -> _Curve:
+    (w, h), (d0, d1) = length.unbind(), slopes.unbind()
+    s, rest = h / w, 1 - xi
+    both, square, other = xi * rest, xi * xi, rest * rest
+    twice = s + s  # products with a number cost two passes on small tensors
+    bend = d1 + d0 - twice
+    below = torch.addcmul(s, bend, both)
+    f = torch.addcmul(s * square, d0, both) / below
+    top = torch.addcmul(torch.addcmul(d1 * square, twice, both), d0, other)
+    return _Curve(s, rest, both, square, other, bend, below, f, top)
+
+
 def _unit(x: Tensor, bound: float | None) -> Tensor:
     """[-bound, bound] as [0, 1]; what is outside stands at its ends, where every formula is finite."""
     return x if bound is None else (x * (0.5 / bound) + 0.5).clamp(0, 1)
@@ -96,48 +127,49 @@ class _Spline(torch.autograd.Function):
         found = find_bin(raw, u, bins, inverse, bound is None)
         slopes = positive_slope(found.slopes)
         xi = _position(found, slopes, u, inverse)
-        (x0, y0), (w, h), (d0, d1) = found.start.unbind(), found.length.unbind(), slopes.unbind()
-        s, rest = h / w, 1 - xi
-        both, square = xi * rest, xi * xi
-        below = s + (d1 + d0 - s - s) * both
-        top = d1 * square + (s + s) * both + d0 * rest * rest
-        ladj = torch.log(s * s * top / (below * below))
-        out, ladj = (x0 + xi * w, -ladj) if inverse else (y0 + h * ((s * square + d0 * both) / below), ladj)
+        curve = _curve(xi, found.length, slopes)
+        (x0, y0), (w, h) = found.start.unbind(), found.length.unbind()
+        ladj = torch.log(curve.s * curve.s * curve.top / (curve.below * curve.below))
+        out, ladj = (x0 + xi * w, -ladj) if inverse else (torch.addcmul(y0, h, curve.f), ladj)
         if bound is None:
-            return out, ladj, xi, slopes, torch.ones_like(u), *found
+            return out, ladj, torch.ones_like(u), xi, slopes, *curve, *found
         # Products with 0 and 1 are exact, also far outside, where x stays as it is.
-        inside = (x.abs() < bound).to(x.dtype)
+        inside = (bound - x.abs()).sign_().clamp_min_(0)
         out = torch.addcmul((out * (2 * bound) - bound) * inside, x, 1 - inside)
-        return out, ladj * inside, xi, slopes, inside, *found
+        return out, ladj * inside, inside, xi, slopes, *curve, *found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         raw, x, ctx.bins, ctx.inverse, ctx.bound = inputs
         plain = output[2:]
         ctx.mark_non_differentiable(*plain)
+        ctx.set_materialize_grads(False)  # nor are zeros made as gradients of these
         ctx.save_for_backward(raw, x, *plain)
 
     @staticmethod
-    def backward(ctx: Any, to_out: Tensor, to_ladj: Tensor, *_: Any) -> tuple[Any, ...]:
-        raw, x, xi, slopes, inside, *rest_of_bin = ctx.saved_tensors
-        found, bound, circular = Bin(*rest_of_bin), ctx.bound, ctx.bound is None
+    def backward(ctx: Any, to_out: Tensor | None, to_ladj: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        raw, x, inside, xi, slopes, *saved = ctx.saved_tensors
+        to_out = torch.zeros_like(x) if to_out is None else to_out
+        to_ladj = torch.zeros_like(x) if to_ladj is None else to_ladj
+        curve, found = _Curve(*saved[: len(_Curve._fields)]), Bin(*saved[len(_Curve._fields) :])
+        bound, circular = ctx.bound, ctx.bound is None
         if torch.is_grad_enabled():  # for a second derivative all has to know what it depends on
             u = _unit(x, bound)
             found = find_bin(raw, u, ctx.bins, ctx.inverse, circular)
             slopes = positive_slope(found.slopes)
             xi = _position(found, slopes, u, ctx.inverse)
+            curve = _curve(xi, found.length, slopes)
         to_tail = None
         if not circular:
             to_tail, to_ladj = to_out * (1 - inside), to_ladj * inside
             to_out = to_out * (inside * (2 * bound))
-        (w, h), (d0, d1) = found.length.unbind(), slopes.unbind()
+        (w, h), (d0, d1), (s, rest, both, square, other, bend, below, f, top) = (
+            found.length.unbind(),
+            slopes.unbind(),
+            curve,
+        )
         # Products with a number cost two passes on small tensors: 2 x is x + x, and 1 - 2 xi (1 - xi) a sum of squares.
-        s, rest = h / w, 1 - xi
-        both, square, other = xi * rest, xi * xi, rest * rest
-        bend, turn, squares = d1 + d0 - s - s, rest - xi, square + other
-        below = s + bend * both
-        f = (s * square + d0 * both) / below
-        top = d1 * square + (s + s) * both + d0 * other
+        turn, squares = rest - xi, square + other
         slope = h * s * top / (below * below)  # of y in xi
         # Derivatives of the log-slope, 2 log s + log top - 2 log below, times its gradient.
         change = -to_ladj if ctx.inverse else to_ladj

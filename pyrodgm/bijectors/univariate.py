@@ -21,12 +21,14 @@ class Univariate(ABC):
         size: P.
         domain, codomain: constraints of one feature.
         volume_preserving: claim: every map has slope 1.
+        columns: it is fastest where each raw number of all rows lies side by side in memory.
     """
 
     size: int
     domain: Any = constraints.real
     codomain: Any = constraints.real
     volume_preserving: bool = False
+    columns: bool = False
 
     @abstractmethod
     def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class MLP(nn.Sequential):
         hidden: widths of the hidden layers; none makes it linear.
         activation: makes one activation module.
         last_scale: factor on the last layer's initial weights; 0 makes the net start at 0.
+        columns: lay the outputs out by columns: the same numbers, those of one output for all rows side by side in
+            memory, for those who work output by output.
     Shapes: (*B, inputs) -> (*B, outputs).
     Raises: ValueError for sizes below 1.
     Example:
@@ -34,6 +37,7 @@ class MLP(nn.Sequential):
         hidden: Sequence[int] = (64, 64),
         activation: Callable[[], nn.Module] = nn.ReLU,
         last_scale: float = 1.0,
+        columns: bool = False,
     ) -> None:
         sizes = [inputs, *hidden, outputs]
         if min(sizes) < 1:
@@ -45,15 +49,22 @@ class MLP(nn.Sequential):
                 # In place: what it changes is the fresh output of a linear map.
                 layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
         super().__init__(*layers)
+        self.columns = columns
         if last_scale != 1.0:
             with torch.no_grad():
                 for parameter in layers[-1].parameters():
                     parameter.mul_(last_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self:
+        *body, last = self
+        for layer in body:
             x = layer(x)
-        return x
+        return _by_columns(x, cast(nn.Linear, last)) if self.columns else last(x)
+
+
+def _by_columns(x: Tensor, linear: nn.Linear) -> Tensor:
+    out = torch.addmm(linear.bias.unsqueeze(1), linear.weight, x.reshape(-1, x.shape[-1]).t()).t()
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], len(linear.weight))
 
 
 class MLPCritic(nn.Module):

@@ -224,9 +224,10 @@ class NSF(Flow):
         mix: bool = False,
     ) -> None:
         make = _autoregressive if autoregressive else _couplings
-        parts = make(features, layers, hidden, context, lambda: RationalQuadraticSpline(bins, bound))
-        if autoregressive:
-            parts = [part.inv for part in parts]
+        # The splines are cheapest from x to y, so that is the way that scores data.
+        parts = [
+            part.inv for part in make(features, layers, hidden, context, lambda: RationalQuadraticSpline(bins, bound))
+        ]
         if mix:
             parts = [b for part in parts for b in (LULinear(features), part)]
         super().__init__(_base(features, base), parts)
