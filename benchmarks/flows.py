@@ -146,10 +146,10 @@ def apart(title: str, what: list[str], options: argparse.Namespace) -> None:
         jobs = {f"{name} {seed}": (title, task, name, options, seed) for name in can for seed in range(options.builds)}
         found = in_turns(alone, jobs, *rounds(title, task, options), options.device)
         times, floors = (
-            {name: [t for job, ts in one.items() if job.split()[0] == name for t in ts] for name in can}
+            {name: [t for job, ts in one.items() if job.rsplit(" ", 1)[0] == name for t in ts] for name in can}
             for one in found
         )
-        print(table(f"{title}: {task}", times, floors), flush=True)
+        print(table(f"{title}: {task}", {k: v for k, v in times.items() if v}, floors), flush=True)
 
 
 def alone(title: str, task: str, name: str, options: argparse.Namespace, seed: int) -> tuple[Any, Any]:

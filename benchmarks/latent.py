@@ -46,7 +46,6 @@ from pyrodgm.latent import VAE
 from pyrodgm.objectives import ELBO
 
 TIMED_STEPS = 30
-PATIENCE = 50  # epochs without a better validation score, as in Tomczak and Welling
 
 
 def steps_of(row: Row, model: VAE, table: Table, run: dict[str, Any], options: argparse.Namespace) -> int:
@@ -75,7 +74,7 @@ def train(row: Row, model: VAE, table: Table, folder: Path | None, options: argp
         row.objective(steps),
         steps=steps,
         validate=table.valid,
-        early_stopping=None if table.valid is None else PATIENCE,
+        early_stopping=table.patience,
         optimizer=lambda p: torch.optim.Adam(p, lr=options.lr, eps=1e-4, fused=True),
         lr_schedule=lambda optimizer, total: CosineAnnealingLR(optimizer, options.schedule_steps or total),
         compile=options.compile,

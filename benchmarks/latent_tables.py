@@ -36,6 +36,7 @@ __all__ = ["TABLES", "Row", "Table", "learn", "packed_rows"]
 D, Z = 784, 50
 HIDDEN = [200, 200]
 VAMP_LATENT, VAMP_HIDDEN, PSEUDO_INPUTS = 40, 300, 500
+WARM_UP, PATIENCE = 100, 50  # epochs; as in Tomczak and Welling, whose patience begins after the warm-up
 
 
 class Row(NamedTuple):
@@ -53,12 +54,17 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of one data set; with ``valid`` a run stops early and its best epoch counts."""
+    """Rows of one data set; with ``valid`` a run stops early and its best epoch counts.
+
+    Attributes:
+        patience: epochs without a better validation score.
+    """
 
     data: Any
     valid: Tensor | None
     test: Tensor
     rows: list[Row]
+    patience: int | None = None
 
 
 class Binarized(Dataset[Tensor]):
@@ -229,7 +235,7 @@ def _gated(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(_Gated(inputs, hidden), _Gated(hidden, hidden), MLP(hidden, outputs, ()))
 
 
-def _vamp_rows(train: Tensor, printed: tuple[float, float]) -> list[Row]:
+def _vamp_rows(train: Tensor, printed: tuple[float, float], options: argparse.Namespace) -> list[Row]:
     """One layer of 40 with two gated layers of 300 on each side, as in the paper; 500 pseudo-inputs."""
 
     def build(vamp: bool) -> VAE:
@@ -242,7 +248,7 @@ def _vamp_rows(train: Tensor, printed: tuple[float, float]) -> list[Row]:
         return VAE(prior, likelihood, guide)
 
     def annealed(steps: int) -> Objective:
-        return ELBO(analytic_kl=False, beta=LinearAnnealing(max(1, steps // 10)))
+        return ELBO(analytic_kl=False, beta=LinearAnnealing(WARM_UP * -(-len(train) // options.batch_size)))
 
     return [
         Row("standard prior", lambda: build(False), annealed, printed[0]),
@@ -253,13 +259,13 @@ def _vamp_rows(train: Tensor, printed: tuple[float, float]) -> list[Row]:
 def vamp_caltech(options: argparse.Namespace) -> Table:
     """Tomczak and Welling (2018), arXiv:1705.07120, table 1; as there, 1 is the silhouette and 0 the background."""
     train, valid, test = packed_rows(options.data_dir / "caltech101_silhouettes.npz", options, flip=True)
-    return Table(train, valid, test, _vamp_rows(train, (-123.43, -114.55)))
+    return Table(train, valid, test, _vamp_rows(train, (-123.43, -114.55), options), WARM_UP + PATIENCE)
 
 
 def vamp_mnist(options: argparse.Namespace) -> Table:
     """The same table, fixed binarization."""
     train, valid, test = _fixed_mnist(options)
-    return Table(train, valid, test, _vamp_rows(train, (-88.56, -85.57)))
+    return Table(train, valid, test, _vamp_rows(train, (-88.56, -85.57), options), WARM_UP + PATIENCE)
 
 
 TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {

@@ -149,6 +149,29 @@ def check_guide_sites(guide_trace: Any, program_trace: Any) -> None:
         )
 
 
+def check_reparameterised(guide_trace: Any) -> None:
+    """See that a gradient by way of a guide's draws is the whole gradient.
+
+    Raises: TypeError if a site has no ``rsample``: what it draws has no gradient, so that of the guide would be wrong.
+    """
+    for name, site in sample_sites(guide_trace).items():
+        if not site["fn"].has_rsample:
+            raise TypeError(
+                f"expected a guide with reparameterised sites, got {name!r} without rsample; use ReweightedWakeSleep, "
+                "or ELBO, which has score-function terms for it"
+            )
+
+
+def refuse_auxiliary(guide_trace: Any, user: str) -> None:
+    """Raise TypeError, in the name of ``user``, for a guide that draws something beside the program's latents."""
+    names = [name for name, site in sample_sites(guide_trace).items() if site["infer"].get("is_auxiliary")]
+    if names:
+        raise TypeError(
+            f"expected a guide with a density at each latent site for {user}, got the auxiliary sites {names}; use a "
+            "guide without them, such as MeanField"
+        )
+
+
 def observed_part(x: Tensor, mask: Tensor) -> Tensor:
     """``mask`` with the shape of x: True where x is observed.
 
@@ -323,6 +346,8 @@ class GenerativeModel(nn.Module):
         _, context = self.check(None, context)
         lead = (() if n is None else (n,)) + (() if context is None else tuple(context.shape[:-1]))
         rows = math.prod(lead)
+        if not rows:  # no context
+            return torch.empty(*lead, *self.event_shape, dtype=self.dtype, device=self.device)
         flat = None if context is None else context.expand(*lead, self.context).reshape(rows, self.context)
         step = batch_size or max(1, _ELEMENTS_PER_BATCH // max(1, self.event_shape.numel()))
         with evaluating(self), poutine.block():
@@ -420,7 +445,12 @@ class Latent(GenerativeModel):
         x, context = self.check_rows(x, context)
         if particles < 1:
             raise ValueError(f"expected particles >= 1, got {particles}")
-        guide_trace = self.particle_trace(self.guide, particles, x, context, n)
+        return self.weigh(self.particle_trace(self.guide, particles, x, context, n), particles, x, context, n)
+
+    def weigh(
+        self, guide_trace: Any, particles: int, x: Tensor, context: Tensor | None = None, n: int | None = None
+    ) -> Tensor:
+        """The importance weights of what the guide drew in a :meth:`particle_trace`, (K, B)."""
         model_trace = self.particle_trace(poutine.replay(self, trace=guide_trace), particles, x, context, n)
         check_guide_sites(guide_trace, model_trace)
         log_p = self.row_log_prob(model_trace)

@@ -29,6 +29,7 @@ class Member:
         data: the values it models: "binary", "real" (continuous), or "any".
         defaults: values for arguments of the factory that have no default of their own.
         objective: what makes its objective from plain numbers (and the model, where it asks for one).
+        settings: values for arguments of the objective, where other ones are wanted than its own defaults.
         prepare: method of the model that takes the training rows (N, *event) before the first step.
     """
 
@@ -43,6 +44,7 @@ class Member:
     defaults: tuple[tuple[str, Any], ...] = ()
     objective: str = ""
     prepare: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def build(self) -> Callable[..., Any]:
         """The callable behind ``factory``.
@@ -59,6 +61,8 @@ class Member:
         found: Callable[..., Any] | None = _resolve(self.objective) if self.objective else None
         return found
 
+
+_PERSISTENT = (("k", 5), ("persistent", True))  # chains that last have no context, and given labels do not
 
 MEMBERS = (
     Member("MADE", "pyrodgm.tractable.MADE", "tractable", 2015, "Germain et al., arXiv:1502.03509",
@@ -107,7 +111,7 @@ MEMBERS = (
            objective="pyrodgm.objectives.ELBO"),
     Member("VQVAE", "pyrodgm.latent.VQVAE", "latent", 2017, "van den Oord et al., arXiv:1711.00937",
            "vector-quantized VAE: discrete codes by a codebook", "pyrodgm.latent.VQVAE.mlp",
-           objective="pyrodgm.objectives.VectorQuantization"),
+           objective="pyrodgm.objectives.VectorQuantization", settings=(("prior", True),)),
     Member("M2", "pyrodgm.latent.M2", "latent", 2014, "Kingma et al., arXiv:1406.5298",
            "semi-supervised VAE: a class, known for some rows, and a style"),
     Member("ProdLDA", "pyrodgm.latent.ProdLDA", "latent", 2017, "Srivastava and Sutton, arXiv:1703.01488",
@@ -120,14 +124,15 @@ MEMBERS = (
            "whole numbers by a density: uniform or variational dequantization"),
     Member("RBM", "pyrodgm.energy.RBM", "energy", 2002, "Hinton, Neural Computation 14(8)",
            "restricted Boltzmann machine, block Gibbs and contrastive divergence", "pyrodgm.energy.RBM", "binary",
-           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence", "set_visible_bias"),
+           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence", "set_visible_bias", _PERSISTENT),
     Member("DeepBeliefNetwork", "pyrodgm.energy.DeepBeliefNetwork", "energy", 2006,
            "Hinton et al., Neural Computation 18(7)", "sigmoid layers under an RBM: greedy stack, then up-down"),
     Member("DeepBoltzmannMachine", "pyrodgm.energy.DeepBoltzmannMachine", "energy", 2009,
            "Salakhutdinov and Hinton, AISTATS", "binary layers linked with the next: greedy stack, then mean field"),
     Member("BoltzmannMachine", "pyrodgm.energy.BoltzmannMachine", "energy", 1985, "Ackley et al., Cognitive Science 9",
            "binary units with any links; exact where small, completes incomplete rows",
-           "pyrodgm.energy.BoltzmannMachine", "binary", objective="pyrodgm.objectives.ContrastiveDivergence"),
+           "pyrodgm.energy.BoltzmannMachine", "binary", objective="pyrodgm.objectives.ContrastiveDivergence",
+           settings=_PERSISTENT),
     Member("NeuralEnergy", "pyrodgm.energy.NeuralEnergy", "energy", 2019, "Du and Mordatch, arXiv:1903.08689",
            "any network as energy on a base density", "pyrodgm.energy.NeuralEnergy.mlp", "real",
            objective="pyrodgm.objectives.ReplayDivergence"),

@@ -50,6 +50,8 @@ from pyrodgm.bijectors import (
     QuadraticSpline,
     Radial,
     RationalQuadraticSpline,
+    ScaleShift,
+    Shift,
     Sigmoid,
     Split,
     Squeeze,
@@ -591,7 +593,8 @@ def _autoregressive(univariate: Callable[[], Univariate] | None, **options: Any)
     def build(context: int = 0) -> Autoregressive:
         return Autoregressive(3, None if univariate is None else univariate(), context, **{"hidden": HIDDEN, **options})
 
-    return BijectorCase(build, lambda: build(C), 3, triangular="order" not in options)
+    preserving = univariate is Shift
+    return BijectorCase(build, lambda: build(C), 3, triangular="order" not in options, volume_preserving=preserving)
 
 
 def _coupling(univariate: Callable[[], Univariate], flip: bool = False) -> BijectorCase:
@@ -615,6 +618,7 @@ BIJECTORS |= {
     "Autoregressive quadratic": _autoregressive(QuadraticSpline),
     "Autoregressive linear spline": _autoregressive(LinearSpline),
     "Autoregressive mixture CDF": _autoregressive(MixtureLogisticCDF),
+    "Autoregressive shift": _autoregressive(Shift),
     "Planar": BijectorCase(lambda: Planar(3), lambda: Planar(3, C, HIDDEN), 3),
     "Radial": BijectorCase(lambda: Radial(3), lambda: Radial(3, C, HIDDEN), 3),
     "LULinear": BijectorCase(
@@ -634,6 +638,9 @@ BIJECTORS |= {
         lambda: Elementwise(3, RationalQuadraticSpline(), C, HIDDEN),
         3,
         triangular=True,
+    ),
+    "Elementwise affine": BijectorCase(
+        lambda: Elementwise(3, ScaleShift()), lambda: Elementwise(3, ScaleShift(), C, HIDDEN), 3, triangular=True
     ),
     "Elementwise leaky": BijectorCase(lambda: Elementwise(3, LeakyReLU()), None, 3, triangular=True),
 }

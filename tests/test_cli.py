@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from pyrodgm.cli import demo, main
+from pyrodgm.energy import RBM
 from pyrodgm.members import MEMBERS
-from pyrodgm.runs import fit_command, load_run, read_config, train
+from pyrodgm.objectives import ContrastiveDivergence
+from pyrodgm.runs import evaluate, fit_command, load_run, read_config, train
+from pyrodgm.runs.config import build_model, build_objective
 
 QUICK = ["--steps", "2", "--progress", "false"]
 
@@ -89,6 +92,37 @@ def test_arguments_of_the_objective(tmp_path: Path) -> None:
     words = ["fit", "GAN", "moons", "--out", str(tmp_path / "r"), "--hidden", "8", *QUICK]
     assert main([*words, "--objective.hidden", "4", "--objective.hidden", "5"]) == 0
     assert read_config(tmp_path / "r")["objective"] == {"hidden": [4, 5]}
+
+
+def test_the_objective_is_what_help_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without an argument of its own: what is not given has the default that is printed."""
+    config = {"model": "RBM", "objective": {}, "labels": False, "seed": 0}
+    rbm = RBM(4, 3)
+    for given in ({}, {"weight_cost": 1e-3}):
+        objective = build_objective(config | {"objective": given}, rbm)
+        assert isinstance(objective, ContrastiveDivergence)
+        assert (objective.k, objective.persistent) == (5, True)
+    given_labels = build_objective(config, RBM(4, 3, context=2))
+    assert isinstance(given_labels, ContrastiveDivergence)
+    assert not given_labels.persistent
+    assert main(["fit", "RBM", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "default 5" in shown
+    assert "default True" in shown
+
+
+def test_a_vqvae_learns_its_codebook_and_its_prior(tmp_path: Path) -> None:
+    words = ["fit", "VQVAE", "digits_binary", "--out", str(tmp_path / "r"), "--epochs", "3", "--progress", "false"]
+    assert main([*words, "--positions", "2", "--codes", "8", "--hidden", "32"]) == 0
+    run = load_run(tmp_path / "r")
+    with torch.random.fork_rng():
+        fresh = build_model(run.config)
+    assert not torch.equal(run.model.codebook.vectors, fresh.codebook.vectors)
+    bound = evaluate(run)["value"]
+    codes = run.model.codes(run.data().test.float())
+    uniform = -2 * math.log(8)
+    assert run.model.code_prior.log_prob(codes).mean() > uniform + 0.05  # its own frequencies
+    assert bound > -64 * math.log(2)
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "png"])
@@ -231,6 +265,10 @@ def test_wrong_data_for_a_run(made: Path, moons: Path, tmp_path: Path, capsys: p
     for count in ("rows", "particles"):
         assert main(["evaluate", str(made), f"--{count}", "0"]) == 2
         assert f"{count} of at least 1" in one_line(capsys)
+    rows = tmp_path / "rows.csv"
+    rows.write_text("\n".join(f"{i},{i * i}" for i in range(30)))
+    assert main(["evaluate", str(moons), f"{rows}:standardised"]) == 2
+    assert "standardised by its own training rows" in one_line(capsys)
     assert main(["sample", str(made), "--label", "1", "--out", str(tmp_path / "s.npy")]) == 2
     assert "--labels true" in one_line(capsys)
     assert main(["sample", str(moons), "--label", "7", "--out", str(tmp_path / "s.npy")]) == 2

@@ -113,6 +113,32 @@ def test_claims(name, conditional):
     check_claims(name, conditional)
 
 
+@pytest.mark.parametrize("lead", [(), (1,), (3, 1)])
+@pytest.mark.parametrize("name", [name for name, case in BIJECTORS.items() if case.conditional])
+def test_one_x_under_many_contexts(name, lead):
+    """x broadcasts against the contexts: the numbers are those of x written out for each of them."""
+    case = BIJECTORS[name]
+    t = ready(case, True).condition(contexts(N))
+    rows = 3 if len(lead) > 1 else 1
+    x = inputs(case, rows).reshape(*lead, *case.event)
+    for way, event in ((t.call_and_ladj, case.event), (t.inverse_and_ladj, case.image)):
+        y, ladj = way(x)
+        each, each_ladj = way(x.expand(*torch.broadcast_shapes(lead, (N,)), *event).contiguous())
+        assert ladj.shape == each_ladj.shape
+        torch.testing.assert_close(y, each)
+        torch.testing.assert_close(ladj, each_ladj)
+        x = each.flatten(0, each.dim() - len(case.image) - 1)[:rows].reshape(*lead, *case.image)
+
+
+@every
+def test_no_rows_are_an_answer(name, conditional):
+    t = ready(BIJECTORS[name], conditional).condition(contexts(N)[:0] if conditional else None)
+    for way, event in ((t.call_and_ladj, BIJECTORS[name].event), (t.inverse_and_ladj, BIJECTORS[name].image)):
+        y, ladj = way(torch.zeros(0, *event, dtype=torch.float64))
+        assert y.shape[0] == 0
+        assert ladj.shape == (0,)
+
+
 # Pixels and fixed transforms act on numbers of any event; a continuous flow is refused by its network.
 SIZED = [name for name in BIJECTORS if not name.startswith(("Pixels", "Fixed", "Continuous"))]
 

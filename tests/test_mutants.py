@@ -283,7 +283,7 @@ MUTANTS = {
     "a bound without - log K": Mutant(
         ImportanceWeighted, "_bound", " - math.log(self.particles)", "", latent.check_bounds_rise_to_the_likelihood),
     "weights without the guide": Mutant(
-        core.Latent, "log_weights", "(log_p - log_q)", "log_p", latent.check_optimal_guide_has_constant_weights),
+        core.Latent, "weigh", "(log_p - log_q)", "log_p", latent.check_optimal_guide_has_constant_weights),
     "imputation accepts everything": Mutant(
         core.Latent, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
         latent.check_complete_of_a_linear_gaussian_model),

@@ -11,8 +11,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
+from pyrodgm.core import expand_to
 from pyrodgm.nets.incremental import IncrementalSolve
 from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
 
@@ -51,17 +52,20 @@ class _Sequential(Function):
             context = None if ctx.context is None else ctx.context.detach().requires_grad_()
             raw = net(leaf, context)
             y, slope = univariate.call_and_ladj(raw, leaf)
-            ladj = slope.sum(-1)  # of the map itself; the inverse's is its negative
+            ladj = slope.sum(-1) + 0 * y.sum(
+                -1
+            )  # of the map itself, the inverse's is its negative; with a graph always
             (through_ladj,) = torch.autograd.grad(ladj, leaf, grad_ladj, retain_graph=True)
             # How y moves with each feature and with each feature's own parameters, the network held still.
             still, x_only = raw.detach().requires_grad_(), x.detach().requires_grad_()
             one, _ = univariate.call_and_ladj(still, x_only)
             diagonal, slopes = torch.autograd.grad(one.sum(), (x_only, still))
         v = ctx.state.transposed(grad_x - through_ladj, diagonal, slopes)
-        wanted = weights if context is None else [*weights, context]
-        grads = list(torch.autograd.grad((y, ladj), wanted, (-v, -grad_ladj), allow_unused=True))
-        grad_context = None if context is None else grads.pop()
-        return (v, grad_context, None, *grads)
+        wanted = [w for w in weights if w.requires_grad] + ([] if context is None else [context])
+        found = torch.autograd.grad((y, ladj), wanted, (-v, -grad_ladj), allow_unused=True) if wanted else ()
+        grads = iter(found)
+        of_weights = [next(grads) if w.requires_grad else None for w in weights]  # some may be frozen
+        return (v, None if context is None else next(grads), None, *of_weights)
 
 
 class _Transform(BijectiveTransform):
@@ -74,20 +78,34 @@ class _Transform(BijectiveTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = check_size(x, self.features)
         y, ladj = self.univariate.call_and_ladj(self.net(x, self.context).to(x.dtype), x)
-        return y, ladj.sum(-1)
+        return y, expand_to(ladj.sum(-1), y.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         lead = check_size(y, self.features).shape[:-1]
         context = self.context
         if context is not None:
             lead = torch.broadcast_shapes(lead, context.shape[:-1])
-            context = context.expand(*lead, -1).reshape(lead.numel(), -1)
-        rows = y.expand(*lead, -1).reshape(lead.numel(), -1)
-        if torch.is_grad_enabled():
-            x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
-        else:  # nothing to remember
-            x, ladj = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
-        return x.reshape(*lead, -1), ladj.reshape(lead)
+            context = context.expand(*lead, -1)
+        if torch._C._are_functorch_transforms_active():
+            return self._by_passes(y.expand(*lead, -1), context)
+        rows = y.expand(*lead, -1).reshape(lead.numel(), self.features)
+        context = None if context is None else context.reshape(lead.numel(), context.shape[-1])
+        with in_its_precision(y):
+            if torch.is_grad_enabled():
+                x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
+            else:  # nothing to remember
+                x, ladj = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
+        return x.reshape(*lead, self.features), ladj.reshape(lead)
+
+    def _by_passes(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The inverse by D passes of the network, of plain operations: for transforms of ``torch.func``."""
+        x, ladj = torch.zeros_like(y), torch.zeros_like(y[..., 0])
+        places = torch.arange(self.features, device=y.device)
+        for feature in self.net.get_buffer("ranks")[0].argsort().tolist():
+            raw = self.net(x, context).to(y.dtype)[..., feature : feature + 1]
+            one, slope = self.univariate.inverse_and_ladj(raw, y[..., feature : feature + 1])
+            x, ladj = torch.where(places == feature, one, x), ladj + slope[..., 0]
+        return x, ladj
 
 
 class Autoregressive(Bijector):
@@ -124,6 +142,8 @@ class Autoregressive(Bijector):
         super().__init__()
         self.univariate = ScaleShift() if univariate is None else univariate
         self.net = MaskedMLP(features, self.univariate.size, hidden, context, order)
+        self.net.columns = self.univariate.columns
+        self.volume_preserving = self.univariate.volume_preserving
         self.features, self.context = features, context
         self.triangular = order is None or bool((torch.as_tensor(order).diff() > 0).all())
         to_last = self.net.context_to_last if hidden else self.net.from_context

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
-from pyrodgm.core import join_context
+from pyrodgm.core import expand_to, join_context
 from pyrodgm.nets.conv import ConvNet
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["AdditiveCoupling", "AffineCoupling", "Coupling"]
+
+
+def both_halves(univariate: Univariate) -> Any:
+    """The constraint of a number, kept or moved: the map's own where it maps a set onto itself, else the line."""
+    own = univariate.domain
+    return own if own is univariate.codomain else constraints.real
 
 
 class _CouplingTransform(BijectiveTransform):
@@ -23,9 +31,7 @@ class _CouplingTransform(BijectiveTransform):
         super().__init__()
         self.net, self.univariate, self.context = coupling.net, coupling.univariate, context
         self.split, self.flip, self.dims, self.size = coupling.split, coupling.flip, coupling.dims, coupling.size
-        self.domain = self.codomain = torch.distributions.constraints.independent(
-            torch.distributions.constraints.real, self.dims
-        )
+        self.domain = self.codomain = constraints.independent(both_halves(coupling.univariate), self.dims)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sizes = self.split, self.size - self.split
@@ -47,12 +53,14 @@ class _CouplingTransform(BijectiveTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._halves(x)
         y, ladj = self.univariate.call_and_ladj(self._raw(kept), moved.flatten(-self.dims))
-        return self._join(kept, self._shaped(y, moved)), ladj.sum(-1)
+        y = self._join(kept, self._shaped(y, moved))
+        return y, expand_to(ladj.sum(-1), y.shape[: -self.dims])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         kept, moved = self._halves(y)
         x, ladj = self.univariate.inverse_and_ladj(self._raw(kept), moved.flatten(-self.dims))
-        return self._join(kept, self._shaped(x, moved)), ladj.sum(-1)
+        x = self._join(kept, self._shaped(x, moved))
+        return x, expand_to(ladj.sum(-1), x.shape[: -self.dims])
 
     def _shaped(self, values: Tensor, like: Tensor) -> Tensor:
         return values if self.dims == 1 else values.unflatten(-1, like.shape[-self.dims :])

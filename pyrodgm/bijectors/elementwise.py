@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import Univariate
+from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["Elementwise", "LeakyReLU", "Sigmoid", "Softplus", "Tanh"]
@@ -27,12 +28,12 @@ class _ElementwiseTransform(BijectiveTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = check_size(x, self.raw.shape[-1])
         y, ladj = self.univariate.call_and_ladj(self.raw.to(x.dtype), x)
-        return y, ladj.sum(-1)
+        return y, expand_to(ladj.sum(-1), y.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         y = check_size(y, self.raw.shape[-1])
         x, ladj = self.univariate.inverse_and_ladj(self.raw.to(y.dtype), y)
-        return x, ladj.sum(-1)
+        return x, expand_to(ladj.sum(-1), x.shape[:-1])
 
 
 class Elementwise(Bijector):

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, Compose, check_size
+from pyrodgm.bijectors.coupling import both_halves
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.core import expand_to, join_context
 from pyrodgm.nets.conv import ConvNet
@@ -31,11 +32,17 @@ class _SqueezeTransform(BijectiveTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_size(x, self.squeeze.channels, 3)
-        return F.pixel_unshuffle(x, self.squeeze.factor), x.new_zeros(x.shape[:-3])
+        y = F.pixel_unshuffle(x, self.squeeze.factor)
+        if not x.numel():  # torch's leaves an empty batch in its shape
+            y = x.reshape(*x.shape[:-3], *self.forward_shape(x.shape[-3:]))
+        return y, x.new_zeros(x.shape[:-3])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         check_size(y, self.squeeze.channels * self.squeeze.factor**2, 3)
-        return F.pixel_shuffle(y, self.squeeze.factor), y.new_zeros(y.shape[:-3])
+        x = F.pixel_shuffle(y, self.squeeze.factor)
+        if not y.numel():
+            x = y.reshape(*y.shape[:-3], *self.inverse_shape(y.shape[-3:]))
+        return x, y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.squeeze.forward_shape(shape)
@@ -101,7 +108,7 @@ class _MaskedTransform(BijectiveTransform):
     def __init__(self, coupling: MaskedCoupling, context: Tensor | None) -> None:
         super().__init__()
         self.coupling, self.context, self.dims = coupling, context, coupling.mask.dim()
-        self.domain = self.codomain = constraints.independent(constraints.real, self.dims)
+        self.domain = self.codomain = constraints.independent(both_halves(coupling.univariate), self.dims)
 
     def _raw(self, x: Tensor) -> Tensor:
         """The parameters of every moved number, (*B, P, moved numbers)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -76,27 +78,30 @@ class MixtureLogisticCDF(Univariate):
 class _Bisect(Function):
     """x with T(x; raw) = y by bisection, and its implicit gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: object, raw: Tensor, y: Tensor, univariate: MixtureLogisticCDF) -> Tensor:
+    def forward(raw: Tensor, y: Tensor, univariate: MixtureLogisticCDF) -> Tensor:
         low, high = univariate.bracket(raw, y)
+        look = not torch._C._are_functorch_transforms_active()  # under them no value can be looked at
         for _ in range(_STEPS):
             middle = 0.5 * (low + high)
-            if bool(((middle == low) | (middle == high)).all()):
+            if look and bool(((middle == low) | (middle == high)).all()):
                 break
             above = univariate.call_and_ladj(raw, middle)[0] > y
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        x = 0.5 * (low + high)
-        ctx.save_for_backward(raw, x)  # type: ignore[attr-defined]
-        ctx.univariate = univariate  # type: ignore[attr-defined]
-        return x
+        return 0.5 * (low + high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        raw, _, ctx.univariate = inputs
+        ctx.save_for_backward(raw, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        raw, x = ctx.saved_tensors  # type: ignore[attr-defined]
-        with torch.enable_grad():
-            raw = raw.detach().requires_grad_()
-            y, ladj = ctx.univariate.call_and_ladj(raw, x)  # type: ignore[attr-defined]
-            to_y = grad * torch.exp(-ladj.detach())
-            (to_raw,) = torch.autograd.grad(y, raw, -to_y)
-        return to_raw, to_y, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        raw, x = ctx.saved_tensors
+        found: Any = torch.func.vjp(lambda raw: ctx.univariate.call_and_ladj(raw, x), raw, has_aux=True)
+        _, pull, ladj = found
+        to_y = grad * torch.exp(-ladj)
+        return pull(-to_y)[0], to_y, None

@@ -93,7 +93,7 @@ def odeint() -> Callable[..., Any]:
 
 
 def _largest(parts: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([part.abs().amax() for part in parts]).amax()
+    return torch.stack([part.abs().amax() if part.numel() else part.new_zeros(()) for part in parts]).amax()
 
 
 class _Holder(nn.Module):

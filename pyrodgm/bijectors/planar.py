@@ -77,9 +77,10 @@ class _PlanarTransform(BijectiveTransform):
                 above = middle + self.wu * torch.tanh(middle + self.b) > target
                 low, high = torch.where(above, low, middle), torch.where(above, middle, high)
             a = 0.5 * (low + high)
-            slope = 1 + self.wu * (1 - torch.tanh(a + self.b) ** 2)
-        # The value moves by rounding only; the gradient is the implicit one.
-        a = a - (a + self.wu * torch.tanh(a + self.b) - target) / slope
+        # The value moves by rounding only; the gradient is the implicit one, and with the second step its gradient too.
+        for _ in range(2):
+            t = torch.tanh(a + self.b)
+            a = a - (a + self.wu * t - target) / (1 + self.wu * (1 - t * t))
         t = torch.tanh(a + self.b)
         return self._moved(y, -t), -self._ladj(t)
 

@@ -38,7 +38,8 @@ class BinnedSpline(Univariate):
         return self._inside(raw, y, True)
 
     def _inside(self, raw: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        raw, _ = torch.broadcast_tensors(raw, x.unsqueeze(-2))
+        raw, x = torch.broadcast_tensors(raw, x.unsqueeze(-2))
+        x = x[..., 0, :]
         inside = x.abs() < self.bound
         # Work on [0, 1]; points outside stand at 1/2, so no formula meets a value that it has no bin for.
         u = torch.where(inside, (x + self.bound) / (2 * self.bound), 0.5)

@@ -98,6 +98,7 @@ def _root(a: Tensor, b: Tensor, c: Tensor, d1: Tensor, s: Tensor, target: Tensor
         xi = (2 * r / (-q - (q * q - 4 * p * r).clamp_min(0).sqrt())).nan_to_num(0.5).clamp(low, high)
         for _ in range(_NEWTON):
             xi = (xi - excess(xi) / _slope(a, b, c, xi)).clamp(low, high)
-    # The value moves by rounding only; the gradient is the implicit one.
-    slope = _slope(a, b, c, xi).detach()
-    return xi - excess(xi) / slope
+    # The value moves by rounding only; the gradient is the implicit one, and with the second step its gradient too.
+    for _ in range(2):
+        xi = xi - excess(xi) / _slope(a, b, c, xi)
+    return xi

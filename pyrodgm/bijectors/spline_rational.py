@@ -53,7 +53,10 @@ def rational_quadratic(
         bound: it acts on [-bound, bound], and outside x stays as it is. None: the spline of a circle, whose x are in
             [0, 1] and whose ends have one slope.
     """
-    run: Any = _Spline.apply if torch.is_grad_enabled() else _Spline.forward
+    backward = (
+        torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0
+    )  # forward mode takes it op by op
+    run: Any = _Spline.apply if backward else _Spline.forward
     shape = torch.broadcast_shapes(raw.shape[:-2] + raw.shape[-1:], x.shape)
     raw, x = raw.expand(*shape[:-1], -1, shape[-1]).movedim(-2, 0), x.expand(shape)  # (*B, P, D) -> (P, *B, D)
     if len(shape) == 2 and raw.stride(1) == 1:  # laid out by columns, (P, D, B) in memory

@@ -22,6 +22,8 @@ from pyrodgm.core import Tractable
 from pyrodgm.distributions.flow import FlowDistribution
 
 try:
+    from nflows.distributions import ConditionalDiagonalNormal as _ConditionalNormal
+    from nflows.distributions import StandardNormal as _Normal
     from nflows.distributions.base import Distribution as _Distribution
     from nflows.flows.base import Flow as _Flow
     from nflows.transforms.base import Transform as _Transform
@@ -103,7 +105,16 @@ class NflowsModel(Tractable):
             x = theirs.sample(rows) if context is None else theirs.sample(1, context=context).squeeze(1)
             return x.to(self.dtype)  # its standard normal draws float32 whatever it was cast to
 
-        return ForeignDistribution(theirs.log_prob, draw, self.event_shape, context, has_rsample=True)
+        return ForeignDistribution(
+            theirs.log_prob, draw, self.event_shape, context, has_rsample=_has_rsample(theirs, context)
+        )
+
+
+def _has_rsample(theirs: Any, context: Tensor | None) -> bool:
+    """Whether its draws carry gradients: those of its mixtures and of its Bernoulli do not, and it does not say."""
+    if isinstance(theirs, AsNflowsDistribution):
+        return theirs.model.condition(context if theirs.model.context else None).has_rsample
+    return isinstance(theirs, _Normal | _ConditionalNormal)
 
 
 class AsNflowsTransform(_Transform):

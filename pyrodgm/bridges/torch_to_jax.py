@@ -248,6 +248,9 @@ _RULES: dict[str, Callable[..., Any]] = {
     "mul.Scalar": operator.mul,
     "mul.Tensor": operator.mul,
     "ne.Scalar": operator.ne,
+    "nan_to_num.default": lambda x, nan=0.0, posinf=None, neginf=None: jnp.nan_to_num(
+        x, nan=nan or 0.0, posinf=posinf, neginf=neginf
+    ),
     "neg.default": operator.neg,
     "ones.default": _filled(1.0),
     "ones_like.default": _like(1.0),
@@ -265,6 +268,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "select_scatter.default": lambda x, part, dim, index: x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(part),
     "sigmoid.default": jax.nn.sigmoid,
     "silu.default": jax.nn.silu,
+    "sign.default": jnp.sign,
     "sin.default": jnp.sin,
     "slice.Tensor": _slice,
     "softplus.default": _softplus,

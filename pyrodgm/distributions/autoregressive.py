@@ -65,7 +65,9 @@ class AutoregressiveDistribution(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))  # (*S, *B, D)
         rows = shape[:-1].numel()
-        context = None if self.context is None else self.context.expand(*shape[:-1], -1).reshape(rows, -1)
+        context = (
+            None if self.context is None else self.context.expand(*shape[:-1], -1).reshape(rows, self.context.shape[-1])
+        )
         state = IncrementalPass(self.net, context, rows, int(self.index))
         for i in range(self.net.features):
             state.set(i, self.conditional.sample(state.parameters(i)))
@@ -102,7 +104,11 @@ class MixtureOfOrders(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         rows = shape[:-1].numel()
         first = self.members[0]
-        context = None if first.context is None else first.context.expand(*shape[:-1], -1).reshape(rows, -1)
+        context = (
+            None
+            if first.context is None
+            else first.context.expand(*shape[:-1], -1).reshape(rows, first.context.shape[-1])
+        )
         weight = first.net.last.weight
         which = torch.randint(len(self.members), (rows,), device=weight.device)
         out = weight.new_empty(rows, shape[-1])

@@ -148,7 +148,8 @@ class Aggregate(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         q = self._components
-        if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and value.device.type != "mps":
+        rows = len(self.event_shape) == 1 and isinstance(q, Independent)
+        if rows and isinstance(q.base_dist, Normal) and value.device.type != "mps":
             each = _all_normals(q.base_dist, value)  # (*S, *B, K)
         else:
             each = q.log_prob(value.unsqueeze(-1 - len(self.event_shape)))

@@ -110,7 +110,7 @@ class Spread(TorchDistribution):
 
     def _place(self, u: Tensor) -> Tensor:
         z = (self.x + u) / self.levels
-        self._own = (z, z._version, u)
+        self._own = None if z.is_inference() else (z, z._version, u)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def compile_loss(
                 for buffer, old in zip(compiled.module.buffers(), buffers, strict=True):
                     buffer.copy_(old)
     _, graph, eager = found
-    if bool(((graph - eager).norm() > _ROUNDING * eager.norm()) & eager.isfinite().all()):
+    near = (graph - eager).norm() <= _ROUNDING * eager.norm()  # and nan is not near
+    if bool(~near & eager.isfinite().all()):
         _warn(f"its gradients are {100 * ((graph - eager).norm() / eager.norm()).item():.0f} % off in the traced graph")
         return None
     return compiled

@@ -24,7 +24,8 @@ from pyrodgm.engine.result import Fit
 from pyrodgm.engine.rows import Batches, as_batches
 from pyrodgm.engine.settings import Settings, check_seed
 from pyrodgm.engine.surroundings import random_state
-from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
+from pyrodgm.latent.quantized import VQVAE
+from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood, VectorQuantization
 from pyrodgm.objectives.base import Objective
 
 __all__ = ["default_objective", "fit"]
@@ -38,6 +39,8 @@ def default_objective(model: GenerativeModel) -> Objective:
     """The objective that follows from the family."""
     if isinstance(model, Tractable):
         return MaximumLikelihood()
+    if isinstance(model, VQVAE):
+        return VectorQuantization(prior=True)
     if isinstance(model, Latent):
         return ELBO()
     if isinstance(model, Energy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,9 +39,11 @@ def fit_stack(
         tied: start each RBM but the first as the one below turned over (:meth:`RBM.tie`), its persistent chains at the
             hidden units of those below. A belief network's bound then starts at the likelihood of the lower machine;
             otherwise it starts from scratch, and so does the bound.
-        **options: of :func:`pyrodgm.fit`, the same for each machine; ``seed`` also draws the hidden units.
+        **options: of :func:`pyrodgm.fit`, the same for each machine; ``seed`` also draws the hidden units. Machine i
+            has the folder ``machine-i`` in ``checkpoint``, and its number in the name of ``csv``.
     Shapes: returns the run of each machine.
-    Raises: ValueError if a machine does not fit its rows, or cannot be tied; TypeError for tied twins.
+    Raises: ValueError if a machine does not fit its rows, or cannot be tied, and for validate= or context=, which
+        belong to the rows of one machine alone; TypeError for tied twins.
     Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets; Salakhutdinov
         and Hinton (2009), Deep Boltzmann machines.
     Example:
@@ -48,6 +51,11 @@ def fit_stack(
         >>> len(runs)
         2
     """
+    for name in ("validate", "context"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"expected no {name}= for a stack, each machine of which has rows of its own; fit them one by one"
+            )
     runs: list[Fit] = []
     rows = data
     generator = torch.Generator(data.device).manual_seed(options.get("seed", 0))
@@ -62,14 +70,27 @@ def fit_stack(
         machine.set_visible_bias(rows)
         goal = objective()
         if tied and i:
-            _tie(machine, stack[i - 1], goal, runs[-1].objective)
-        runs.append(fit(machine, rows, goal, **options))
+            _tie(machine, stack[i - 1], goal, runs[-1].objective, generator)
+        runs.append(fit(machine, rows, goal, **_own(options, i)))
         machine.to(data.device)
         rows = machine.draw_hidden(rows.to(machine.dtype), generator=generator)
     return runs
 
 
-def _tie(machine: RBM | TwinRBM, below: RBM | TwinRBM, objective: Objective, last: Objective) -> None:
+def _own(options: dict[str, Any], i: int) -> dict[str, Any]:
+    """The options of one machine, with files of its own."""
+    own = dict(options)
+    if own.get("checkpoint") is not None:
+        own["checkpoint"] = Path(own["checkpoint"]) / f"machine-{i}"
+    if own.get("csv") is not None:
+        file = Path(own["csv"])
+        own["csv"] = file.with_name(f"{file.stem}-{i}{file.suffix}")
+    return own
+
+
+def _tie(
+    machine: RBM | TwinRBM, below: RBM | TwinRBM, objective: Objective, last: Objective, generator: torch.Generator
+) -> None:
     """Start a machine and its chains where those below have come to."""
     if not isinstance(machine, RBM) or not isinstance(below, RBM):
         raise TypeError(
@@ -79,4 +100,5 @@ def _tie(machine: RBM | TwinRBM, below: RBM | TwinRBM, objective: Objective, las
     machine.tie(below)
     chains = getattr(last, "negatives", None)
     if chains is not None and isinstance(objective, ContrastiveDivergence) and objective.persistent:
-        objective.begin(below.draw_hidden(chains.to(below.weight)))
+        chains = chains.to(below.weight).to(generator.device)
+        objective.begin(below.draw_hidden(chains, generator=generator))

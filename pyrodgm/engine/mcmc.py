@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyrodgm.core import Energy, evaluating
 from pyrodgm.engine.posterior import Posterior
-from pyrodgm.engine.store import DrawStore, identity
+from pyrodgm.engine.store import DrawStore, described, digest, identity
 from pyrodgm.engine.surroundings import random_state
 from pyrodgm.engine.target import Target, as_target, moved
 from pyrodgm.kernels.base import Info, Kernel, State
@@ -104,6 +104,7 @@ def mcmc(
         kept = None
         if store is not None:
             of_program = identity(program, *moved((args, kwargs), target.device))
+            of_program["settings"] = digest([described(kernel), initial])
             kept = DrawStore(Path(store), _fingerprint(kernel, chains, warmup, thin, seed, of_program))
         resumed = None if kept is None else kept.resume(kernel, target.potential, generator)
         if resumed is None:
@@ -129,6 +130,7 @@ def mcmc(
         "warmup_seconds": run.warmup_seconds,
         "sampling_seconds": ended - started,
     }
+    args, kwargs = moved((args, kwargs), target.device)  # where the program's own values are now
     return Posterior(samples, stats, run.kernel, program, args, kwargs, timings, seed)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyrodgm.core import sample_sites
 from pyrodgm.engine.subsampled import ReadRows, subsampled_plates
@@ -126,7 +128,7 @@ def _flat(samples: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any], samples: Mapping[str, Tensor]) -> torch.device:
-    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
     return tensors[0].device if tensors else next(iter(samples.values())).device
 
 
@@ -163,7 +165,10 @@ def log_likelihood(
     def scores(read: dict[str, Tensor]) -> dict[str, Tensor]:
         def score(row: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = _trace_at(program, row, args, kwargs, read)
-            return {k: s["fn"].log_prob(s["value"]) for k, s in _observed_sites(trace).items()}
+            return {
+                k: scale_and_mask(s["fn"].log_prob(s["value"]), mask=s["mask"])
+                for k, s in _observed_sites(trace).items()
+            }
 
         return _over_draws(score, rows)
 

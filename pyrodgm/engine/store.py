@@ -42,8 +42,20 @@ def identity(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             {k: s["value"] for k, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")}
         )
         latent = {k: list(s["value"].shape) for k, s in sites.items() if not s["is_observed"]}
+    return {"sites": latent, "data": digest(given)}
+
+
+def described(kernel: Kernel) -> list[Any]:
+    """What tells one kernel from another before it is tuned: its class and metric, its numbers, the kernels inside."""
+    inner = {k: described(v) for k, v in vars(kernel).items() if isinstance(v, Kernel)}
+    metric = getattr(kernel, "metric", None)
+    return [type(kernel).__name__, type(metric).__name__, _settings(kernel), inner]
+
+
+def digest(values: Any) -> str:
+    """Of the arrays, numbers and texts in nested containers."""
     found = hashlib.sha256()
-    for value in tree_leaves(given):
+    for value in tree_leaves(values):
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             value = torch.as_tensor(np.require(value, requirements=("C", "W")))
         if isinstance(value, Tensor):
@@ -51,7 +63,7 @@ def identity(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         elif isinstance(value, (bool, int, float, str)):
             found.update(repr(value).encode())
-    return {"sites": latent, "data": found.hexdigest()[:16]}
+    return found.hexdigest()[:16]
 
 
 def _zarr() -> Any:

@@ -17,6 +17,7 @@ from pyrodgm.engine.unconstrained import UnconstrainedProgram
 
 __all__ = ["EnergyTarget", "ProgramTarget", "Target", "as_target", "moved"]
 
+_MOST = 2**22  # of the program's values in flight
 _TRIES = 100  # fresh starts of a chain whose energy is not finite; Stan's number
 
 
@@ -110,7 +111,8 @@ class ProgramTarget(Target):
     @torch.no_grad()
     def sites(self, positions: Tensor) -> dict[str, Tensor]:
         with validation(False):
-            return torch.func.vmap(self.program.constrain, randomness="different")(positions)
+            rows = max(1, _MOST // max(1, self.program.width))  # the program runs with its likelihood
+            return torch.func.vmap(self.program.constrain, randomness="different", chunk_size=rows)(positions)
 
 
 class EnergyTarget(Target):
@@ -144,7 +146,7 @@ def as_target(
 ) -> Target:
     """The target of a program or of an energy model, on ``device``.
 
-    Raises: TypeError if the first argument cannot be called.
+    Raises: TypeError if the first argument cannot be called, or is an energy model with hidden units of its own.
     """
     if not callable(program):
         raise TypeError(f"expected a Pyro program or an energy model, got {type(program).__name__}")
@@ -153,6 +155,11 @@ def as_target(
             program.to(device)
         args, kwargs = moved(args, device), moved(kwargs, device)
     if isinstance(program, Energy):
+        if type(program).run_kernel is not Energy.run_kernel and getattr(program, "hidden", True):
+            raise TypeError(
+                f"expected an energy model whose kernel moves x itself, got {type(program).__name__}, whose kernel "
+                "moves hidden units too; use model.sample(n)"
+            )
         return EnergyTarget(program, *_context(args, kwargs), compile)
     target = ProgramTarget(program, args, kwargs, compile)
     if device is not None and target.device.type != device.type:

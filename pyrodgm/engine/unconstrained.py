@@ -93,6 +93,7 @@ class UnconstrainedProgram:
         slots: name of each continuous latent site -> where it lies.
         size: D, of the vector.
         enumerated: names of the discrete sites that are summed out.
+        width: numbers in all its sites.
         observed: names of the observed sites.
         subsampled: name of each plate that reads a part of its rows -> how many.
     Raises: ValueError for a program without continuous latent sites or with discrete sites that cannot be enumerated;
@@ -115,6 +116,7 @@ class UnconstrainedProgram:
             trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
         self.subsampled: dict[str, Rows] = subsampled_plates(trace)
         sites = sample_sites(trace)
+        self.width = sum(site["value"].numel() for site in sites.values() if isinstance(site["value"], Tensor))
         latent = {k: s for k, s in sites.items() if not s["is_observed"]}
         self.observed = [k for k, s in sites.items() if s["is_observed"] and not _deterministic(s)]
         self.enumerated = [k for k, s in latent.items() if s["fn"].support.is_discrete]

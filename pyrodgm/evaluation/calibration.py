@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import Latent, evaluating, sample_sites
+from pyrodgm.core import Latent, evaluating, refuse_auxiliary, sample_sites
 
 __all__ = ["Calibration", "guide_calibration", "latent_calibration", "mcmc_calibration"]
 
@@ -46,13 +46,7 @@ class Calibration:
     @property
     def bins(self) -> int:
         """The largest number of equal bins of ranks, 20 at most, that expect five simulations each at least."""
-        most = max(2, min(20, self.simulations // 5))
-        fits = [b for b in range(2, most + 1) if (self.draws + 1) % b == 0]
-        if not fits:
-            raise ValueError(
-                f"expected draws + 1 with a divisor of 2 to {most}, got draws={self.draws}; choose 63 or 99"
-            )
-        return fits[-1]
+        return _bins(self.simulations, self.draws)
 
     def histograms(self) -> dict[str, Tensor]:
         """Counts of the ranks in equal bins, site -> (bins, D)."""
@@ -138,6 +132,7 @@ def latent_calibration(
         truth: Any = poutine.trace(model).get_trace(None, context, n=rows)
         x = truth.nodes["x"]["value"]
         drawn = model.particle_trace(model.guide, draws, x, context)
+        refuse_auxiliary(drawn, "latent_calibration")
         replayed = poutine.trace(poutine.replay(model.guide, trace=truth)).get_trace(x, context)
         ranks = {}
         for name, site in sample_sites(drawn).items():
@@ -249,9 +244,18 @@ def mcmc_calibration(
     return _gathered(found, draws)
 
 
+def _bins(simulations: int, draws: int) -> int:
+    most = max(2, min(20, simulations // 5))
+    fits = [b for b in range(2, most + 1) if (draws + 1) % b == 0]
+    if not fits:
+        raise ValueError(f"expected draws + 1 with a divisor of 2 to {most}, got draws={draws}; choose 63 or 99")
+    return fits[-1]
+
+
 def _check_counts(simulations: int, draws: int) -> None:
     if simulations < 2 or draws < 1:
         raise ValueError(f"expected simulations >= 2 and draws >= 1, got {simulations} and {draws}")
+    _bins(simulations, draws)  # now, and not after all the work
 
 
 def _simulate(program: Callable[[], Any], observed: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:

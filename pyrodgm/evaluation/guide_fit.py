@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyrodgm.core import check_guide_sites
 from pyrodgm.evaluation.pareto import pareto_k
 
 __all__ = ["GuideFit", "guide_fit"]
@@ -50,7 +51,7 @@ def guide_fit(
         guide: samples the program's latent sites.
         args, kwargs: of both.
         particles: K >= 25.
-    Raises: ValueError for fewer than 25 particles.
+    Raises: ValueError for fewer than 25 particles, and under Pyro's validation for a guide of other sites.
     Source: Yao et al. (2018), Yes, but did it work?, arXiv:1802.02538, algorithm 1; Vehtari et al. (2024),
         arXiv:1507.02646.
     Example:
@@ -71,6 +72,7 @@ def guide_fit(
         for _ in range(particles):
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
             scored = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(*args, **kwargs)
+            check_guide_sites(drawn, scored)
             weights.append(torch.as_tensor(scored.log_prob_sum() - drawn.log_prob_sum()))
     log_weights = torch.stack(weights).double()
     total = log_weights.logsumexp(0)

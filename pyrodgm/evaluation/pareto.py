@@ -67,7 +67,20 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     excess = weights[1:] - weights[0]
     # equal weights have no tail at all
     flat = excess[-1] <= torch.finfo(log_weights.dtype).eps * 100
-    tiny = torch.finfo(torch.float64).tiny
-    k, _ = fit_pareto(torch.where(flat, torch.ones_like(excess), excess).clamp(min=tiny))
+    k, _ = fit_pareto(torch.where(flat | (excess <= 0).any(0), torch.ones_like(excess), excess))
     k = (tail * k + _PRIOR_WEIGHT * 0.5) / (tail + _PRIOR_WEIGHT)
+    columns = excess.reshape(tail, -1)
+    for i in ((columns <= 0).any(0) & ~flat.reshape(-1)).nonzero()[:, 0].tolist():  # ties at the cutoff are no excess
+        k.reshape(-1)[i] = _tied(columns[:, i])
     return torch.where(flat, torch.full_like(k, -math.inf), k).to(log_weights.dtype)
+
+
+def _tied(excess: Tensor) -> Tensor:
+    """The smoothed shape of what exceeds the cutoff at all, (M,) -> (); the prior's where next to nothing does."""
+    above = excess[excess > 0]
+    n = len(above)
+    if n < 5:
+        return above.new_tensor(0.5)
+    if above.max() - above.min() <= 100 * torch.finfo(above.dtype).eps * above.max():  # one value has no tail
+        return above.new_tensor(-math.inf)
+    return (n * fit_pareto(above)[0] + _PRIOR_WEIGHT * 0.5) / (n + _PRIOR_WEIGHT)

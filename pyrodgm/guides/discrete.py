@@ -107,7 +107,7 @@ class DiscretePosterior(nn.Module):
         found: dict[str, tuple[TorchDistribution, Any]] = {}
         at = {True: 0, False: 0}
         numbers = {
-            True: None if self.net is None or features is None else self.net(features),
+            True: None if self.net is None or features is None else self.net(features).to(features.dtype),
             False: self.free,
         }
         for site in self.members:

@@ -47,7 +47,8 @@ class _AmortizedAffine(Bijector):
         self.net = MLP(context, 2 * features, hidden)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        shift, raw = self.net(self.check(context)).chunk(2, -1)
+        context = self.check(context)
+        shift, raw = self.net(context).to(context).chunk(2, -1)
         return _AffineTransform(shift, scale_of(raw))
 
 

@@ -74,7 +74,9 @@ class MeanField(ProgramGuide):
         self.to(sites.like)
 
     def sample_continuous(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        local = (None, None) if self.net is None else self.net(call.features).chunk(2, -1)  # (..., F) -> 2 x (..., L)
+        local: Any = (None, None)
+        if self.net is not None:  # (..., F) -> 2 x (..., L)
+            local = self.net(call.features).to(self.like).chunk(2, -1)
         return sample_normals(self.sites, call, (self.loc, self.raw_scale), local)
 
 

@@ -54,7 +54,8 @@ class Local(nn.Module):
         program = model.guide if from_guide else model
         with torch.no_grad():
             trace = model.particle_trace(program, _DRAWS, x, context)
-            sites = {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
+            found = sample_sites(trace)
+            sites = {k: s for k, s in found.items() if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
             for name, site in sites.items():
                 self._add(name, site, alone=len(sites) == 1, share=1.0 if from_guide else 0.1)
 

@@ -80,7 +80,7 @@ class SemiAmortized(ProgramGuide):
         """The local means and raw scales after the steps, (B, 1, ..., 1, L) each."""
         net = cast(nn.Module, self.amortized.net)  # there are local sites, or the guide would not have been made
         learning = torch.is_grad_enabled()
-        loc, raw_scale = net(call.features).chunk(2, -1)
+        loc, raw_scale = net(call.features).to(self.like).chunk(2, -1)
         step_loc, step_scale = self.log_step.exp()
         with torch.enable_grad():
             if not learning:

@@ -22,7 +22,7 @@ class Draws:
         >>> for i in range(4):
         ...     draws.add(torch.full((2, 1), float(i)), torch.zeros(2, 1))
         >>> draws.rows().squeeze(-1)
-        tensor([0., 0., 2., 2.])
+        tensor([0., 1., 2., 3.])
     """
 
     def __init__(self, most: int = 1000) -> None:
@@ -39,7 +39,8 @@ class Draws:
         if gradients is None:
             raise ValueError("expected the gradients at the rows, got none; a low-rank metric needs a kernel with them")
         if self._seen % self._every == 0:
-            self._kept.append((rows.flatten(1)[: self.most], gradients.flatten(1)[: self.most]))
+            step = -(-len(rows) // max(1, self.most // 8))  # of many chains some, so that eight batches have room
+            self._kept.append((rows.flatten(1)[::step], gradients.flatten(1)[::step]))
         self._seen += 1
         if sum(len(x) for x, _ in self._kept) > self.most:
             self._kept, self._every = self._kept[::2], 2 * self._every

@@ -258,4 +258,9 @@ class Dense(Metric):
         return torch.linalg.eigvalsh(ratio).max().sqrt().item()
 
     def fitted(self, inverse_mass: Tensor, like: Tensor) -> Dense:
-        return Dense(inverse_mass.to(like))
+        found, extra = inverse_mass.to(like), 0.0
+        variances = found.diagonal().diag()
+        # Of few draws the covariance is all but singular, and rounding to the dtype may take it over the edge.
+        while int(torch.linalg.cholesky_ex(found + extra * variances)[1]) and extra < 1:
+            extra = max(2 * extra, 8 * len(found) * torch.finfo(found.dtype).eps)
+        return Dense(found + extra * variances)

@@ -13,7 +13,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyrodgm.kernels.base import Kernel, State
+from pyrodgm.kernels.base import Kernel, State, Tuner
 
 __all__ = ["PyroKernel"]
 
@@ -27,10 +27,11 @@ class PyroKernel(MCMCKernel):
 
     .. math:: U(u) = -\log p(z(u), x) - \log \left| \det \frac{\partial z}{\partial u} \right|
 
-    where z(u) maps it back to the sites' supports. Discrete sites are summed out by enumeration.
+    where z(u) maps it back to the sites' supports. Discrete sites are summed out by enumeration. Pyro's warm-up steps
+    tune the kernel as those of :func:`pyrodgm.mcmc` do, by the one chain that there is.
 
     Args:
-        kernel: one that moves by energies, such as MALA or RandomWalk.
+        kernel: one that moves by energies, such as HMC or NUTS; ChEES and MEADS want more chains to tune by.
         model: program with Pyro sample sites; its arguments come from ``MCMC.run``.
     Raises: ValueError from ``run`` if the program has no continuous latent site or its initial energy is not finite.
     Source: Phan et al. (2019), arXiv:1912.11554 (Pyro's MCMC interface).
@@ -58,6 +59,7 @@ class PyroKernel(MCMCKernel):
         self._initial: Params = {}
         self._potential: Callable[[Params], Tensor] | None = None
         self._state: State | None = None
+        self._tuner: Tuner | None = None
         self._last: Params | None = None
         self._warmup_steps = 0
         self._steps = 0
@@ -96,7 +98,13 @@ class PyroKernel(MCMCKernel):
                     f"expected a finite energy at the initial parameters, got {self._state.energy.item()}; "
                     "pass MCMC initial_params= of positive density (in the unconstrained space)"
                 )
-        self._state, info = self.kernel.step(self._state)
+        old = self._state
+        if self._tuner is None and self._warmup_steps:
+            self._tuner = self.kernel.tuner(old, self._warmup_steps)
+        kernel = self.kernel if self._tuner is None else self._tuner.kernel
+        self._state, info = kernel.step(old)
+        if self._tuner is not None and self._steps < self._warmup_steps:
+            self._tuner.update(old, self._state, info)
         if self._steps == self._warmup_steps:
             self._accept_sum = 0.0
         self._steps += 1

@@ -114,6 +114,7 @@ class SGLD(Kernel):
     def init(self, potential: Any, positions: Tensor) -> State:
         return State(positions.detach(), potential)
 
+    @torch.no_grad()
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         x = state.positions
         epsilon = self.step_size * (1 + state.moves / self.delay) ** (-self.decay / 2)
@@ -158,6 +159,7 @@ class SGHMC(Kernel):
     def init(self, potential: Any, positions: Tensor) -> State:
         return State(positions.detach(), potential, memory=(torch.zeros_like(positions),))
 
+    @torch.no_grad()
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         if not state.memory:
             raise ValueError("expected a state with its velocity, got none; make it by SGHMC.init")

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from pyrodgm.core import Tractable, data_plate, evaluating, join_context
 from pyrodgm.distributions.discretized import Codes
 from pyrodgm.latent.codebook import Codebook, CodePrior
+from pyrodgm.latent.completion import resample_missing
 from pyrodgm.latent.vae import VAE
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.tractable.parametric import Parametric
@@ -86,8 +87,9 @@ class VQVAE(VAE):
     .. math:: \log p(x) \ge \log p(x \mid z(x)) + \log p(z(x))
 
     Train in two stages, as the paper does: first ``fit(model, x, VectorQuantization())``, in which
-    the prior has no part, then the prior alone by ``fit(model.code_prior, model.codes(x))``. The ELBO
-    of the model trains decoder, encoder and prior together, but leaves the codebook where it is.
+    the prior has no part, then the prior alone by ``fit(model.code_prior, model.codes(x))``; or both at once by
+    ``VectorQuantization(prior=True)``, which is what ``fit(model, x)`` does. The ELBO of the model trains decoder,
+    encoder and prior together, but leaves the codebook where it is.
 
     Args:
         encoder: any module (B, D + C) -> (B, L * E), of x flattened (and c).
@@ -174,6 +176,13 @@ class VQVAE(VAE):
         with evaluating(self):
             codes = self.codebook.nearest(self.guide.encode(x, context))  # type: ignore[operator]
         return codes.to(x.dtype).unflatten(-1, self.code_prior.event_shape)
+
+    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 4) -> Tensor:
+        """Fill in what is missing by :func:`resample_missing` of ``steps`` rounds, whose proposals the prior shares.
+
+        The guide is one point for each row, so a chain that proposes from it would never move.
+        """
+        return resample_missing(self, x, mask, context, rounds=steps)
 
     def usage(self, x: Tensor, context: Tensor | None = None) -> tuple[float, float]:
         """Perplexity of the codes that rows choose (between 1 and K), and the share of the K that is chosen at all."""

@@ -199,9 +199,11 @@ class M2(Latent):
         return MixtureDistribution(self.guide.labels(x, context).logits, parts, (len(x),))
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        r"""p(x | z) with y summed out where it is unknown, :math:`\sum_y p(y)\, p(x \mid z, y)`; z (*B, Z)."""
+        r"""p(x | z) with y summed out where it is unknown, :math:`\sum_y p(y \mid z)\, p(x \mid z, y)`; z (*B, Z)."""
         _, context = self.check(None, context)
         logits = label_distribution(self.class_logits, context).logits
+        if self.prior.context:  # z tells of y
+            logits = logits + torch.stack([self._prior(y).log_prob(z) for y in self._every_label()], -1)
         parts = [self.likelihood.condition(join_context(z, y)) for y in self._every_label()]
         return MixtureDistribution(logits, parts)
 

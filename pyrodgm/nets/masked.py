@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyrodgm.nets.mlp import by_columns
 from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
 __all__ = ["IncrementalPass", "MaskedMLP", "one_hot"]
@@ -69,6 +70,7 @@ class MaskedMLP(nn.Module):
             raise ValueError(f"expected categories >= 2, or 0 for x of numbers, got {categories}")
         self.features, self.outputs, self.context, self.masks = features, outputs, context, masks
         self.categories = categories
+        self.columns = False  # whether the outputs are laid out as those of MLP(columns=True)
         sizes = [features * (categories or 1), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], outputs * features)
@@ -158,7 +160,11 @@ class MaskedMLP(nn.Module):
                 h = h + modules["from_context"](context)
             h = activation(h)
         last = len(layers)
-        out = _masked(modules["last"]._parameters, h, masks[last], blocks[last])
+        ends = modules["last"]._parameters
+        if self.columns and blocks[last] is None:
+            out = by_columns(h, ends["weight"] * masks[last], ends["bias"])
+        else:
+            out = _masked(ends, h, masks[last], blocks[last])
         direct = modules.get("direct")
         if direct is not None:
             out = out + F.linear(x, direct.weight * masks[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +58,14 @@ class MLP(nn.Sequential):
         *body, last = self
         for layer in body:
             x = layer(x)
-        return _by_columns(x, cast(nn.Linear, last)) if self.columns else last(x)
+        plain = type(last) is nn.Linear and not (last._forward_hooks or last._forward_pre_hooks)
+        return by_columns(x, last.weight, last.bias) if self.columns and plain else last(x)  # type: ignore[arg-type]
 
 
-def _by_columns(x: Tensor, linear: nn.Linear) -> Tensor:
-    out = torch.addmm(linear.bias.unsqueeze(1), linear.weight, x.reshape(-1, x.shape[-1]).t()).t()
-    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], len(linear.weight))
+def by_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map whose result is laid out by columns: (*B, inputs) -> (*B, outputs)."""
+    out = torch.addmm(bias.unsqueeze(1), weight, x.reshape(-1, x.shape[-1]).t()).t()
+    return out if x.dim() == 2 else out.reshape(*x.shape[:-1], len(weight))
 
 
 class MLPCritic(nn.Module):

@@ -119,6 +119,8 @@ class Adversarial(Objective):
     ) -> Tensor:
         from pyrodgm.evaluation.two_sample import energy_distance
 
+        if len(x) == 1:  # the last batch of an epoch: twice the same row, since a distance wants two
+            x, context = x.expand(2, *x.shape[1:]), None if context is None else context.expand(2, -1)
         fake = model.sample(len(x)) if context is None else model.sample(context=context)
         return energy_distance(x.flatten(1), fake.flatten(1))
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -15,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrodgm.core import GenerativeModel, check_guide_sites, sample_sites
+from pyrodgm.core import GenerativeModel, check_guide_sites, refuse_auxiliary, sample_sites
 from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
@@ -47,7 +48,8 @@ class ELBO(Objective):
         stl: "sticking the landing": the guide's density has a gradient by way of z only, whose
             variance goes to 0 as q comes to the posterior. It needs samples, so no KL is analytic.
     Raises: ValueError for particles < 1 or beta < 0; TypeError from ``loss`` if free bits or stl meet a guide
-        that is not reparameterised, and under Pyro's validation ValueError if stl meets one with dropout.
+        that is not reparameterised, or free bits one that draws its sites packed together (FullCovariance, FlowGuide);
+        under Pyro's validation ValueError if stl meets one with dropout.
     Source: Kingma and Welling (2014), arXiv:1312.6114, eq. 3 and 7; beta: Higgins et al. (2017), eq. 4;
         free bits: Kingma et al. (2016), arXiv:1606.04934, eq. 15; stl: Roeder et al. (2017), arXiv:1703.09194, eq. 8.
     Example:
@@ -92,6 +94,8 @@ class ELBO(Objective):
             return self._score_function(model, x, context, n, beta) / rows
         model_trace = self._trace(poutine.replay(model, trace=guide_trace), x, context, n)
         check_guide_sites(guide_trace, model_trace)
+        if self.free_bits is not None:
+            refuse_auxiliary(guide_trace, "free bits")
         if self.stl:
             again = poutine.replay(stopped(model.guide), trace=guide_trace)
             scored = self._trace(again, x, context, n)
@@ -121,7 +125,8 @@ class ELBO(Objective):
             return _total(site, _log_prob(site))
         if self.free_bits is not None and any(frame.name == "data" for frame in site["cond_indep_stack"]):
             return -self.free_bits(guide_site, site, self.analytic_kl)
-        if self.analytic_kl and site["mask"] is None:
+        # Of a point with a density (Pyro's autoguides push draws that way) Pyro's KL forgets the density.
+        if self.analytic_kl and site["mask"] is None and not isinstance(guide_site["fn"], dist.Delta):
             try:
                 return -kl_divergence(guide_site["fn"], site["fn"]).sum()
             except NotImplementedError:

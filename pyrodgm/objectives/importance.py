@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, check_guide_sites, sample_sites
+from pyrodgm.core import GenerativeModel, Latent, check_guide_sites, check_reparameterised, sample_sites
 from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.base import Objective
 
@@ -39,8 +39,8 @@ class ImportanceWeighted(Objective):
         particles: K.
         alpha: order of the Renyi divergence; 0 is IWAE, 1 the ELBO.
         doubly: use the gradient above for the guide; its sites have to be reparameterised and a function of x.
-    Raises: ValueError for particles < 1; from ``loss`` TypeError if a doubly reparameterised site has no rsample, and
-        under Pyro's validation ValueError if its guide has noise of its own, such as dropout.
+    Raises: ValueError for particles < 1; from ``loss`` with gradients TypeError if a site of the guide has no rsample,
+        and under Pyro's validation ValueError if a doubly reparameterised guide has noise of its own, such as dropout.
     Source: Burda et al. (2016), arXiv:1509.00519, eq. 8; Li and Turner (2016), arXiv:1602.02311, eq. 13;
         Tucker et al. (2019), arXiv:1810.04152, eq. 5-8.
     Example:
@@ -62,9 +62,14 @@ class ImportanceWeighted(Objective):
             raise TypeError(f"expected a Latent model (one with log_weights), got {type(model).__name__}")
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        if self.doubly and torch.is_grad_enabled():
-            return self._doubly(cast(Latent, model), x, context)
-        return self._bound(model.log_weights(x, context, particles=self.particles))  # type: ignore[operator]
+        latent = cast(Latent, model)
+        x, context = latent.check_rows(x, context)
+        drawn = latent.particle_trace(latent.guide, self.particles, x, context)
+        if torch.is_grad_enabled():
+            check_reparameterised(drawn)
+            if self.doubly:
+                return self._doubly(latent, drawn, x, context)
+        return self._bound(latent.weigh(drawn, self.particles, x, context))
 
     def _bound(self, log_weights: Tensor) -> Tensor:
         if self.alpha == 1.0:
@@ -73,13 +78,9 @@ class ImportanceWeighted(Objective):
         bound = (torch.logsumexp(power * log_weights, 0) - math.log(self.particles)) / power  # (K, B) -> (B,)
         return -bound.mean()
 
-    def _doubly(self, model: Latent, x: Tensor, context: Tensor | None) -> Tensor:
+    def _doubly(self, model: Latent, drawn: Any, x: Tensor, context: Tensor | None) -> Tensor:
         """The bound's value, with the gradient of the class for the guide and the plain one for the model."""
-        x, context = model.check(x, context)
-        drawn = model.particle_trace(model.guide, self.particles, x, context)
         sites = sample_sites(drawn)
-        if not all(site["fn"].has_rsample for site in sites.values()):
-            raise TypeError("expected reparameterised sites for doubly=True, got one without rsample; use doubly=False")
         draws = {name: site["value"] for name, site in sites.items()}
         leaves = {name: z.detach().requires_grad_() for name, z in draws.items()}
         for name, z in leaves.items():

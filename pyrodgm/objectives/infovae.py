@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, latent_rows
+from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, latent_rows
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
 
@@ -30,8 +30,8 @@ class InfoVAE(Objective):
         scale: lambda; alpha + lambda >= 1.
         bandwidth: s; default :math:`\sqrt Z`.
         particles: draws of the guide for each row.
-    Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; from ``loss`` for a
-        batch of one row.
+    Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; TypeError from ``loss``
+        if the guide is not reparameterised.
     Source: Zhao et al. (2017), arXiv:1706.02262, eq. 6 and section 3.2; Gretton et al. (2012), eq. 3.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -57,11 +57,13 @@ class InfoVAE(Objective):
             raise TypeError(f"expected a Latent model (its latents have a prior), got {type(model).__name__}")
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        if len(x) < 2:
-            raise ValueError(f"expected at least two rows for a distance between samples, got {len(x)}")
         loss = self.bound.loss(model, x, context, n=n)
+        if len(x) < 2:  # the last batch of an epoch: one row is no sample to compare
+            return loss
         # the program on the rows, not replayed, draws its latents from the prior and scores x, which it need not sample
         traces = [poutine.trace(program).get_trace(x, context) for program in (model.guide, model)]
+        if torch.is_grad_enabled():
+            check_reparameterised(traces[0])
         drawn, prior = (latent_rows(trace, len(x)) for trace in traces)
         return loss + (self.alpha + self.scale - 1) * _mmd(drawn, prior, self.bandwidth)
 

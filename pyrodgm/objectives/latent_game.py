@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from pyrodgm.core import GenerativeModel, Latent, latent_rows, sample_sites
+from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, latent_rows, sample_sites
 from pyrodgm.guides.contrast import Contrast
 from pyrodgm.guides.implicit import ImplicitGuide
 from pyrodgm.nets.mlp import MLPCritic
@@ -44,7 +44,7 @@ class _LatentGame(Objective):
         """(log p(x | z), z) with z from the guide and gradients through it: (B,), (B, Z)."""
         drawn = poutine.trace(model.guide).get_trace(x, context)
         sites = sample_sites(drawn)
-        _check_reparameterised(drawn)
+        check_reparameterised(drawn)
         program = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context)
         seen = [_log_prob(site) for name, site in sample_sites(program).items() if name not in sites]
         return torch.stack(seen).sum(0), latent_rows(drawn, len(x))
@@ -216,7 +216,7 @@ class AdversarialVariationalBayes(_LatentGame):
             return (self._score(x, z, context) - seen).mean()
         guide = self.critic.scored(cast(ImplicitGuide, model.guide))
         drawn = Latent.particle_trace(guide, self.particles, x, context, n)
-        _check_reparameterised(drawn)
+        check_reparameterised(drawn)
         program = Latent.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context, n)
         rows = len(x) if n is None else n
         return (drawn.log_prob_sum() - program.log_prob_sum()) / (rows * self.particles)
@@ -232,11 +232,6 @@ _WANTED = (
     "expected an ImplicitGuide for adaptive contrast, got {}; set model.guide = ImplicitGuide(Sites(model, (x,))), or "
     "leave adaptive out"
 )
-
-
-def _check_reparameterised(drawn: Any) -> None:
-    if not all(site["fn"].has_rsample for site in sample_sites(drawn).values()):
-        raise TypeError("expected a guide with reparameterised sites, got one without rsample; use ReweightedWakeSleep")
 
 
 def _log_prob(site: Any) -> Tensor:

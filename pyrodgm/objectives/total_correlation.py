@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, sample_sites
+from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, sample_sites
 from pyrodgm.distributions.factors import factors
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
@@ -71,8 +71,10 @@ class BetaTCVAE(Objective):
         alpha: weight of the mutual information.
         gamma: weight of the dimension-wise KL.
         stratified: estimate q(z) by stratified sampling, else by weighted sampling, see :func:`log_aggregate`.
-    Raises: ValueError for a negative weight, and from ``loss`` for a batch of one row; TypeError from ``loss`` if the
-        guide's dimensions are dependent.
+    A batch of one row, the last of an epoch, tells nothing of q(z): its loss is the plain bound's.
+
+    Raises: ValueError for a negative weight; TypeError from ``loss`` if the guide's dimensions are dependent, or not
+        reparameterised.
     Source: Chen et al. (2018), arXiv:1802.04942, eq. 2 and 4.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -93,6 +95,8 @@ class BetaTCVAE(Objective):
             raise TypeError(f"expected a Latent model (its latents have a prior), got {type(model).__name__}")
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        if len(x) < 2:  # the last batch of an epoch: one row tells nothing of q(z)
+            return ELBO(analytic_kl=False).loss(model, x, context, n=n)
         likelihood, terms = self.terms(model, x, context, n=n)
         parts = self.alpha * terms.information + self.beta * terms.correlation + self.gamma * terms.dimensions
         return parts - likelihood
@@ -105,6 +109,8 @@ class BetaTCVAE(Objective):
         if rows < 2:
             raise ValueError(f"expected at least two rows to estimate q(z), got {rows}")
         guide_trace = poutine.trace(model.guide).get_trace(x, context)
+        if torch.is_grad_enabled():
+            check_reparameterised(guide_trace)
         program = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, context)
         guide_sites, sites = sample_sites(guide_trace), sample_sites(program)
         of_pairs = []  # [i, j] = log q(z_i | x_j), (B, B, Z)

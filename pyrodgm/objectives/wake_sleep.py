@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn import Parameter
 
-from pyrodgm.core import GenerativeModel, Latent
+from pyrodgm.core import GenerativeModel, Latent, refuse_auxiliary
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.importance import ImportanceWeighted
 
@@ -67,6 +67,7 @@ class _Alternating(Objective):
             trace = poutine.trace(model).get_trace(None, context, n=rows * particles)
         dreamt = trace.nodes["x"]["value"]
         guide = poutine.trace(poutine.replay(model.guide, trace=trace)).get_trace(dreamt, context)
+        refuse_auxiliary(guide, "dreams, which have no values for them")
         return -model.row_log_prob(guide).mean()
 
 

@@ -39,7 +39,11 @@ def objective_arguments(which: Member) -> dict[str, inspect.Parameter]:
     build = which.build_objective()
     if build is None:
         return {}
-    return {k: p for k, p in inspect.signature(build, eval_str=True).parameters.items() if _is_simple(p.annotation)}
+    known = inspect.signature(build, eval_str=True).parameters
+    found = {k: p for k, p in known.items() if _is_simple(p.annotation)}
+    for name, value in which.settings:
+        found[name] = found[name].replace(default=value)
+    return found
 
 
 def completed(which: Member, arguments: Mapping[str, Any]) -> dict[str, Any]:

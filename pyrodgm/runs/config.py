@@ -104,14 +104,16 @@ def build_model(config: Mapping[str, Any]) -> GenerativeModel:
 
 
 def build_objective(config: Mapping[str, Any], model: GenerativeModel) -> Objective | None:
-    """The objective of a config, or None where the family's default is meant."""
-    build = member(config["model"]).build_objective()
-    if build is None or not config["objective"]:
+    """The objective of a config, or None for a member that has the family's."""
+    which = member(config["model"])
+    build = which.build_objective()
+    if build is None:
         return None
+    settings = {k: v for k, v in which.settings if not (k == "persistent" and model.context)}
     first = [model] if "model" in inspect.signature(build).parameters else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        objective: Objective = build(*first, **config["objective"])
+        objective: Objective = build(*first, **settings | config["objective"])
     objective.check(model)
     return objective
 

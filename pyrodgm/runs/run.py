@@ -127,6 +127,11 @@ def _check_data(run: Run, data: DataSet) -> None:
             f"{data.name} has rows of shape {data.event_shape}, {run.path} was trained on "
             f"{tuple(shape['event_shape'])}; evaluate it on data of that shape"
         )
+    if ":standardised" in data.name and data.name != run.config["data"]:
+        raise ValueError(
+            f"{data.name} is standardised by its own training rows, {run.path} was trained on {run.config['data']}: "
+            "their densities have other units; evaluate it on data in the units that it was trained on"
+        )
     if shape["binary"] != data.binary and run.model.family != "implicit":
         kinds = ("real-valued", "binary")
         raise ValueError(

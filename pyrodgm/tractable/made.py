@@ -78,4 +78,4 @@ class MADE(Tractable):
         if net.masks > 1 or is_validation_enabled():
             return super().log_prob(x, context)
         x, context = self.check(x, context)  # what the distribution would compute, without making one
-        return self.conditional.log_prob(net.flat(x, context), x)
+        return self.conditional.log_prob(net.flat(x, context).to(x.dtype), x)

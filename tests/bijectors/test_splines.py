@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, jacfwd, jacrev, vmap
 
 from pyrodgm.bijectors import CircularSpline, CubicSpline, Elementwise, RationalQuadraticSpline
 from pyrodgm.bijectors.spline import BinnedSpline
@@ -188,10 +188,25 @@ def check_gradients(spline, inverse):
     assert torch.autograd.gradgradcheck(way, (raw, x), raise_exception=False)
 
 
-@pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("spline", [*RATIONAL, CubicSpline(3)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gradients_in_closed_form(spline, inverse):
     check_gradients(spline, inverse)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own forward mode still calls it
+@pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("inverse", [False, True])
+def test_forward_mode_says_what_the_closed_form_says(spline, inverse):
+    raw, x = raws(spline, n=6)[..., 0], torch.linspace(-0.9, 0.9, 6).double() * spline.bound
+    way = spline.inverse_and_ladj if inverse else spline.call_and_ladj
+
+    def total(raw):
+        y, ladj = way(raw.unsqueeze(-1), x.unsqueeze(-1))
+        return (y * (1 + ladj)).sum()
+
+    torch.testing.assert_close(jacfwd(total)(raw), grad(total)(raw))
+    torch.testing.assert_close(jacfwd(jacrev(total))(raw), jacrev(jacrev(total))(raw))
 
 
 @pytest.mark.parametrize("spline", RATIONAL, ids=lambda s: type(s).__name__)

@@ -264,3 +264,35 @@ def test_mistakes_are_named():
         fit_stack(twins, all_binary((4,)).float(), tied=True, epochs=1, progress=False)
     with pytest.raises(ValueError, match="k >= 1"):
         UpDown(Recognition(4, [2]), k=0)
+
+
+def test_every_machine_of_a_stack_has_files_of_its_own(tmp_path):
+    """Equal machines too: the second does not take the first one's checkpoint for its own."""
+    x = all_binary((4,)).float()
+    options = {"epochs": 2, "progress": False, "checkpoint": tmp_path / "run", "csv": tmp_path / "log.csv"}
+    first = [RBM(4, 4), RBM(4, 4)]
+    runs = fit_stack(first, x, **options)
+    assert [len(run.history) for run in runs] == [2, 2]
+    assert not torch.equal(first[0].weight, first[1].weight)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "log-0.csv", "log-1.csv"}
+    again = [RBM(4, 4), RBM(4, 4)]
+    fit_stack(again, x, **options)  # nothing is left to do
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a.weight, b.weight)
+    for name in ("validate", "context"):
+        with pytest.raises(ValueError, match=f"no {name}= for a stack"):
+            fit_stack([RBM(4, 2)], x, **{name: x}, progress=False)
+
+
+def test_a_tied_stack_is_a_function_of_its_seed():
+    x = all_binary((4,)).float()
+    weights = []
+    for noise in (0, 1):
+        stack = [RBM(4, 3), RBM(3, 4)]
+        for machine in stack:
+            torch.nn.init.constant_(machine.weight, 0.1)
+        torch.manual_seed(noise)  # of the world around it
+        fit_stack(stack, x, lambda: ContrastiveDivergence(k=1, persistent=True, chains=8), tied=True, epochs=2, seed=3,
+                  progress=False)  # fmt: skip
+        weights.append(stack[1].weight.detach().clone())
+    assert torch.equal(*weights)

@@ -24,12 +24,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 import pyrodgm
 from pyrodgm.core import Energy
 from pyrodgm.diagnostics.inference_data import many_chains
-from pyrodgm.energy import RBM
-from pyrodgm.engine import unconstrained
+from pyrodgm.energy import RBM, BoltzmannMachine, DeepBeliefNetwork, DeepBoltzmannMachine
+from pyrodgm.engine import target, unconstrained
 from pyrodgm.engine.batched import BatchedEnergy
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
-from pyrodgm.kernels import HMC, MALA, MEADS, NUTS, BlockGibbs, ChEES, LowRank, RandomWalk
+from pyrodgm.kernels import HMC, MALA, MEADS, NUTS, BlockGibbs, ChEES, Dense, GibbsSweep, LowRank, RandomWalk
 from pyrodgm.kernels.hamiltonian import leapfrog_step
+from pyrodgm.tractable import IAF
 
 matplotlib.use("Agg")
 D = torch.float64
@@ -294,6 +295,13 @@ def test_boltzmann_machines_by_gibbs() -> None:
         assert_mean(posterior["x"][..., i], (p * states[:, i]).sum())
     with pytest.raises(TypeError, match="expected an energy"):
         pyrodgm.mcmc(rbm, HMC(), **QUIET)
+    for model, kernel in (
+        (DeepBeliefNetwork(6, [6, 4]), BlockGibbs()),
+        (DeepBoltzmannMachine(6, [6, 4]), BlockGibbs()),
+        (BoltzmannMachine(5, hidden=2), GibbsSweep()),
+    ):
+        with pytest.raises(TypeError, match="whose kernel moves hidden units too"):
+            pyrodgm.mcmc(model, kernel, **QUIET)
 
 
 def test_given_starts() -> None:
@@ -456,6 +464,9 @@ def test_a_killed_run_keeps_its_draws_and_goes_on(tmp_path: Any, request: pytest
     with pytest.raises(ValueError, match="another folder"):
         run("killed", seed=5)
     other = {"chains": 6, "warmup": 30, "draws": 300, "seed": 4, "store": tmp_path / "killed", **QUIET}
+    for kernel, options in ((HMC(0.3), {}), (HMC(0.4, metric=Dense()), {}), (HMC(0.4), {"initial": {"mu": t(0.0)}})):
+        with pytest.raises(ValueError, match="another folder"):  # nor draws of other settings
+            pyrodgm.mcmc(conjugate, kernel, Y, **other, **options)
     for program, rows in ((conjugate, 2 * Y), (lambda y: conjugate(2 * y), Y), (scope(conjugate, prefix="a"), Y)):
         with pytest.raises(ValueError, match="another folder"):  # draws of other data or other sites do not mix
             pyrodgm.mcmc(program, HMC(0.4), rows, **other)
@@ -503,3 +514,43 @@ def test_compiled_kernels_find_the_posterior(kernel: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         check_conjugate(kernel, compile=True)
+
+
+def masked(y: Tensor, seen: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(t(0.0)[0], 1.0))
+    with pyro.plate("rows", len(y)), pyro.poutine.mask(mask=seen):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_masked_rows_have_no_likelihood() -> None:
+    y, seen = torch.tensor([0.3, math.nan, -0.5], dtype=D), torch.tensor([True, False, True])
+    posterior = pyrodgm.mcmc(masked, HMC(0.5), torch.where(seen, y, 7.0), seen, chains=2, warmup=5, draws=4, **QUIET)
+    found = posterior.log_likelihood()["y"]
+    assert bool((found[..., 1] == 0).all())
+    torch.testing.assert_close(found[..., 0], dist.Normal(posterior["mu"], 1.0).log_prob(y[0]))
+
+
+def test_sites_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chains and rows: the same draws by small blocks."""
+    options = {"chains": 6, "warmup": 5, "draws": 20, **QUIET}
+    expected = pyrodgm.mcmc(conjugate, HMC(0.4), Y, **options)
+    monkeypatch.setattr(target, "_MOST", 1)
+    found = pyrodgm.mcmc(conjugate, HMC(0.4), Y, **options)
+    for name in ("mu", "precision"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_priors_that_are_scored_by_a_sequential_inverse() -> None:
+    torch.manual_seed(0)
+    flow = IAF(2, layers=2, hidden=[8]).double().requires_grad_(False)
+    for p in flow.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+
+    def program() -> None:
+        pyro.sample("z", flow.condition())
+
+    posterior = pyrodgm.mcmc(program, HMC(), chains=100, warmup=100, draws=60, **QUIET)
+    z = flow.sample(20_000)
+    for i in range(2):
+        assert_mean(posterior["z"][..., i], z[:, i].mean())
+        assert_mean(posterior["z"][..., i].square(), z[:, i].square().mean())

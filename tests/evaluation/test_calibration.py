@@ -196,3 +196,13 @@ def test_mistakes_are_named() -> None:
         guide_fit(conditioned, guide(), torch.zeros(2, dtype=D), particles=10)
     with pytest.raises(ValueError, match="divisor"):
         _ = Calibration({"z": torch.zeros(10, 1).long()}, 6).p_value
+    with pytest.raises(ValueError, match="divisor"):  # before the sampler is called at all
+        mcmc_calibration(program, lambda p: 1 / 0, ["x"], simulations=20, draws=100)
+
+
+def test_a_latent_that_the_guide_lacks_is_seen() -> None:
+    def lacking(x: Tensor) -> None:
+        pyro.sample("other", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+
+    with pytest.raises(ValueError, match="expected a guide that samples the program's latent sites"):
+        guide_fit(conditioned, lacking, torch.zeros(2, dtype=D), particles=30)

@@ -198,6 +198,20 @@ def test_khat_is_arviz():
         torch.testing.assert_close(pareto_k(log_weights), torch.as_tensor(expected))
 
 
+def test_khat_of_tied_weights():
+    """Discrete latents: what equals the cutoff is no excess, and a handful of values has no heavy tail."""
+    import arviz
+
+    log_weights = torch.zeros(5000, 3).double()
+    log_weights[:100, 0] = 1.0  # bounded weights, the rarer of two the larger
+    log_weights[:50, 1] = torch.randn(50).double().exp()
+    log_weights[:, 2] = torch.randn(5000).double()
+    found = pareto_k(log_weights)
+    assert found[0] < 0.7
+    _, expected = arviz.psislw(log_weights[:, 1:].T.numpy())
+    torch.testing.assert_close(found[1:], torch.as_tensor(expected))
+
+
 def check_importance_estimate():
     x = exact_marginal().sample((60,))
     exact = exact_marginal().log_prob(x)

@@ -90,3 +90,17 @@ def test_no_trajectory_is_longer_than_max_steps(build: type[HMC] | type[ChEES]) 
     _, info = kernel.step(kernel.init(flat, normal(4, 1)))
     assert info.steps is not None
     assert (info.steps == 7).all()
+
+
+def test_a_dense_metric_of_few_draws_in_float32() -> None:
+    """Rank 27 of 50 and a floor below the rounding of float32: the matrix is mended, not the run ended."""
+    torch.manual_seed(0)
+    x = 100 * torch.randn(28, 50, dtype=torch.float64)
+    covariance = x.T.cov() * 28 / 33 + 1e-3 * 5 / 33 * torch.eye(50, dtype=torch.float64)
+    with pytest.raises(ValueError, match="positive definite"):
+        Dense(covariance.float())
+    found = Dense().fitted(covariance, torch.zeros((), dtype=torch.float32))
+    assert found.inverse_mass is not None
+    torch.testing.assert_close(
+        found.inverse_mass, covariance.float(), rtol=1e-2, atol=1e-2 * covariance.diagonal().max().item()
+    )

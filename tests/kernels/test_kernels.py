@@ -14,7 +14,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyrodgm.energy import RBM
-from pyrodgm.kernels import MALA, BlockGibbs, Kernel, RandomWalk, annealed_importance_sampling
+from pyrodgm.kernels import HMC, MALA, BlockGibbs, Kernel, RandomWalk, annealed_importance_sampling
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 PRECISION = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
@@ -291,3 +291,16 @@ def test_pyro_acceptance_leaves_the_warmup_out() -> None:
 def test_pyro_programs_without_latents_are_refused() -> None:
     with pytest.raises(ValueError, match="continuous latent site"):
         MALA(0.1).pyro(lambda: pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))).setup(1)
+
+
+def test_pyros_warmup_tunes_the_kernel() -> None:
+    """A step of 0.1 of the prior's scale would take hundreds of draws from one end to the other."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(2), torch.tensor([100.0, 10.0])).to_event(1))
+
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(HMC(0.1).pyro(model), num_samples=200, warmup_steps=300, disable_progbar=True)
+    mcmc.run()
+    spread = mcmc.get_samples()["z"].std(0)
+    assert bool(((spread / torch.tensor([100.0, 10.0]) - 1).abs() < 0.4).all()), spread

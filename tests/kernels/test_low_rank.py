@@ -205,9 +205,12 @@ def test_draws_are_thinned_evenly() -> None:
     assert (steps == steps[0]).all()
     assert draws.rows()[-1] > 40
     assert torch.equal(draws.gradients(), -draws.rows())
-    draws = Draws(most=5)
-    draws.add(torch.zeros(9, 2), torch.zeros(9, 2))
-    assert draws.count == 5
+    draws = Draws(most=1000)  # chains by the hundred: some of each step, and not all of the first
+    for i in range(20):
+        draws.add(torch.full((600, 1), float(i)), torch.zeros(600, 1))
+    assert draws.count <= 1000
+    assert len(draws.rows().unique()) >= 4
+    assert draws.rows().max() > 10
 
 
 def test_mistakes_say_so() -> None:

@@ -235,3 +235,9 @@ def test_mistakes_are_named():
         Dequantized(smooth(), 4).guide()
     with pytest.raises(ValueError, match="support"):
         Dequantized(smooth(), 4).log_weights(torch.tensor([[4.0, 0.0]]).double())
+
+
+def test_draws_of_inference_mode_are_scored():
+    model = Dequantized(Flow(StandardNormal(2), [Affine(2), Elementwise(2, Sigmoid())]), 4)
+    with torch.inference_mode():
+        assert model.log_weights(torch.ones(3, 2), particles=2).isfinite().all()

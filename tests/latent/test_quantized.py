@@ -196,3 +196,20 @@ def test_many_vectors_are_compared_in_parts(monkeypatch):
     monkeypatch.setattr("pyrodgm.latent.codebook._DISTANCES_AT_ONCE", 16)
     assert torch.equal(book.nearest(vectors), whole)
     assert torch.equal(whole, distances.argmin(-1))
+
+
+def test_the_prior_beside_the_codebook_moves_nothing_else():
+    """The gradients of encoder and decoder are those without it; the prior's are of its own log-likelihood."""
+    model, x = model_and_rows()
+    torch.manual_seed(0)
+    alone, both = VectorQuantization(), VectorQuantization(prior=True)
+    rest = alone.players(model)["model"]
+    prior = list(model.code_prior.parameters())
+    model.eval()  # the averages stay where they are
+    first = torch.autograd.grad(alone.loss(model, x), rest, materialize_grads=True)
+    second = torch.autograd.grad(both.loss(model, x), [*rest, *prior], materialize_grads=True)
+    torch.testing.assert_close(second[: len(first)], first)
+    own = torch.autograd.grad(-model.code_prior.log_prob(model.codes(x)).mean(), prior)
+    torch.testing.assert_close(second[len(first) :], own)
+    torch.testing.assert_close(both.held_out(model, x), ELBO().held_out(model, x))
+    assert isinstance(pyrodgm.engine.default_objective(model), VectorQuantization)

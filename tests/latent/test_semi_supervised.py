@@ -90,7 +90,8 @@ def test_posterior_and_decode_sum_the_class_out():
     torch.testing.assert_close(model.posterior(x, zeros).log_prob(z), expected)
     torch.testing.assert_close(model.posterior(x, LABELS[1].expand(16, C)).log_prob(z), style[1, at[1], at[0]])
     likelihood = torch.stack([model.likelihood.log_prob(x, join_context(z, y)) for y in LABELS], -1)
-    torch.testing.assert_close(model.decode(z, zeros).log_prob(x), (likelihood + prior).logsumexp(-1))
+    of_class = (prior + torch.stack([model.prior.log_prob(z, y.expand(16, C)) for y in LABELS], -1)).log_softmax(-1)
+    torch.testing.assert_close(model.decode(z, zeros).log_prob(x), (likelihood + of_class).logsumexp(-1))
     torch.testing.assert_close(model.decode(z, LABELS[1].expand(16, C)).log_prob(x), likelihood[:, 1])
     torch.testing.assert_close(encode(model, x, zeros), model.posterior(x, zeros).mean)
     torch.testing.assert_close(decode(model, z, LABELS[1].expand(16, C)), model.likelihood.condition(

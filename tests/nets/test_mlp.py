@@ -21,3 +21,10 @@ def test_columns_change_only_the_place_in_memory(shape: tuple[int, ...]) -> None
     weight = torch.randn_like(by_rows)
     found = torch.autograd.grad(by_columns, [x, *columns.parameters()], weight)
     torch.testing.assert_close(found, torch.autograd.grad(by_rows, [x, *rows.parameters()], weight))
+
+
+def test_hooks_of_the_last_layer_run() -> None:
+    net = MLP(3, 4, [8], columns=True)
+    expected = net(torch.ones(2, 3))
+    net[-1].register_forward_hook(lambda module, given, made: 2 * made)
+    torch.testing.assert_close(net(torch.ones(2, 3)), 2 * expected)

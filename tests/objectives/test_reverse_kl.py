@@ -1,5 +1,6 @@
 """Reverse KL and distillation: closed forms, a normaliser by quadrature, a student that stands in for its teacher."""
 
+import copy
 import math
 
 import pytest
@@ -85,6 +86,27 @@ def test_an_iaf_learns_a_maf(context):
     assert abs(found.log_z) < 5 * found.standard_error  # both are normalised
     assert all(p.grad is None for p in teacher.parameters())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in objective.parameters()}
+
+
+@pytest.mark.parametrize("frozen", [1.0, 0.5])
+def test_a_frozen_sequential_teacher_is_no_obstacle(frozen):
+    """Scoring by an IAF solves feature by feature; its weights may want no gradients, or some of them."""
+    torch.manual_seed(0)
+    teacher, student = grow(IAF(3, hidden=[8])).double(), RealNVP(3).double()
+    parameters = list(teacher.parameters())
+    for p in parameters[: int(frozen * len(parameters))]:
+        p.requires_grad_(False)
+    x = torch.randn(20, 3).double()
+    free = copy.deepcopy(teacher).requires_grad_()
+    expected = torch.autograd.grad(free.log_prob(x).sum(), list(free.parameters()))
+    if frozen < 1:
+        kept = [p for p in parameters if p.requires_grad]
+        found = torch.autograd.grad(teacher.log_prob(x).sum(), kept)
+        torch.testing.assert_close(found, expected[-len(kept) :])
+    loss = Distillation(teacher).loss(student, x)
+    assert all(
+        g.isfinite().all() for g in torch.autograd.grad(loss, list(student.parameters()), materialize_grads=True)
+    )
 
 
 def test_refusals():

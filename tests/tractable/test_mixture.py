@@ -178,3 +178,11 @@ def test_expanding_the_vamp_prior_asks_the_guide_once():
     torch.testing.assert_close(p.expand((3,)).log_prob(z), p.log_prob(z))
     assert p.expand((3,)).sample((5,)).shape == (5, 3, 2)
     assert len(calls) == 2  # one for the components, one for the draws
+
+
+def test_vamp_prior_of_a_posterior_of_two_dimensions():
+    posterior = Parametric(dist.Normal, (2, 3), context=6, hidden=HIDDEN).double()
+    prior = VampPrior(posterior, 5).double()
+    z = torch.randn(4, 2, 3).double()
+    each = torch.stack([posterior.log_prob(z, row.expand(4, 6)) for row in prior.pseudo_inputs], -1)
+    torch.testing.assert_close(prior.log_prob(z), each.logsumexp(-1) - torch.tensor(5.0).double().log())
