@@ -591,6 +591,11 @@ class Energy(GenerativeModel):
     def log_partition(self, method: str = "ais", **options: Any) -> tuple[Tensor, Tensor]:
         """log Z and its standard error (0 where it is exact), in nats."""
 
+    @property
+    def moves_hidden(self) -> bool:
+        """Whether the kernel's positions are other units than x, or more, so that only ``run_kernel`` can use it."""
+        return False
+
     def run_kernel(
         self, x: Tensor, context: Tensor | None, steps: int, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shlex
@@ -13,7 +14,8 @@ import torch
 
 from pyrodgm.cli import demo, main
 from pyrodgm.energy import RBM
-from pyrodgm.members import MEMBERS
+from pyrodgm.engine import default_objective
+from pyrodgm.members import MEMBERS, Member
 from pyrodgm.objectives import ContrastiveDivergence
 from pyrodgm.runs import evaluate, fit_command, load_run, read_config, train
 from pyrodgm.runs.config import build_model, build_objective
@@ -109,6 +111,18 @@ def test_the_objective_is_what_help_says(tmp_path: Path, capsys: pytest.CaptureF
     shown = " ".join(capsys.readouterr().out.split())
     assert "default 5" in shown
     assert "default True" in shown
+
+
+@pytest.mark.parametrize("which", [m for m in MEMBERS if m.objective and m.factory], ids=lambda m: m.name)
+def test_every_objective_suits_its_model_given_labels(which: Member) -> None:
+    build = which.build()
+    if "context" not in inspect.signature(build).parameters:
+        pytest.skip("it takes no labels")
+    size = "visible" if "visible" in inspect.signature(build).parameters else "features"
+    model = build(**{size: 4, "context": 2}, **dict(which.defaults))
+    config = {"model": which.name, "objective": {}, "labels": True, "seed": 0}
+    objective = build_objective(config, model) or default_objective(model)
+    objective.check(model)
 
 
 def test_a_vqvae_learns_its_codebook_and_its_prior(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import BIJECTORS, C, context_of, contexts, ready, variants
-from torch.func import jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from pyrodgm.bijectors import AdditiveCoupling, Affine, Compose, Inverse
 
@@ -128,6 +128,26 @@ def test_one_x_under_many_contexts(name, lead):
         torch.testing.assert_close(y, each)
         torch.testing.assert_close(ladj, each_ladj)
         x = each.flatten(0, each.dim() - len(case.image) - 1)[:rows].reshape(*lead, *case.image)
+
+
+@pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
+@pytest.mark.parametrize(
+    "name", [n for n in BIJECTORS if n.startswith(("Autoregressive", "Coupling mixture", "Planar"))]
+)
+def test_transforms_of_torch_func_see_the_plain_gradients(name, way):
+    """vmap of grad, which chains of MCMC go by: of every row, both ways, under a context of its own."""
+    case = BIJECTORS[name]
+    bijector, x, context = ready(case, True), inputs(case), contexts(N)
+
+    def total(row, c):
+        y, ladj = getattr(bijector.condition(c), way)(row)
+        return (y * (1 + ladj)).sum()
+
+    found = vmap(grad(total))(x, context)
+    leaf = x.clone().requires_grad_()
+    y, ladj = getattr(bijector.condition(context), way)(leaf)
+    (expected,) = torch.autograd.grad((y * (1 + ladj.unsqueeze(-1))).sum(), leaf)
+    torch.testing.assert_close(found, expected)
 
 
 @every

@@ -85,7 +85,7 @@ class _Transform(BijectiveTransform):
         context = self.context
         if context is not None:
             lead = torch.broadcast_shapes(lead, context.shape[:-1])
-            context = context.expand(*lead, -1)
+            context = context.expand(*lead, -1).to(y.dtype)
         if torch._C._are_functorch_transforms_active():
             return self._by_passes(y.expand(*lead, -1), context)
         rows = y.expand(*lead, -1).reshape(lead.numel(), self.features)

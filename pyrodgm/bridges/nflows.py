@@ -114,6 +114,8 @@ def _has_rsample(theirs: Any, context: Tensor | None) -> bool:
     """Whether its draws carry gradients: those of its mixtures and of its Bernoulli do not, and it does not say."""
     if isinstance(theirs, AsNflowsDistribution):
         return theirs.model.condition(context if theirs.model.context else None).has_rsample
+    if isinstance(theirs, _Flow):
+        return _has_rsample(theirs._distribution, None if context is None else theirs._embedding_net(context))
     return isinstance(theirs, _Normal | _ConditionalNormal)
 
 

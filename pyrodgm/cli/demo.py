@@ -11,6 +11,7 @@ from pyrodgm.cli.output import print_table, score
 from pyrodgm.cli.parser import make_parser, parse
 from pyrodgm.diagnostics.comparison import NUMERIC, comparison_rows, write_comparison
 from pyrodgm.runs import Job, prepare
+from pyrodgm.runs.folder import read_metrics
 
 __all__ = ["demo"]
 
@@ -39,8 +40,8 @@ def demo(words: list[str]) -> None:
         try:
             jobs.append(prepare(model, data, out, arguments=arguments, **options))
         except FileExistsError:
-            if not (out / "metrics.json").exists():  # unfinished, with other settings
-                raise
+            if not (out / "metrics.json").exists() or read_metrics(out)["stopped"] == "interrupted":
+                raise  # unfinished, with other settings
             jobs.append(out)
     for i, ((model, data, *_), job) in enumerate(zip(_MODELS, jobs, strict=True)):
         _say(f"{i + 1}/{len(jobs)} {model} on {data}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,14 @@ def print_table(rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> N
         print("  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in cells).rstrip())
 
 
+def _named(labels: Tensor, run: Run) -> np.ndarray[Any, Any]:
+    """The labels of the data, for their numbers (n,); whole numbers where all of them are."""
+    classes = np.array(run.config["shape"]["classes"])
+    with suppress(ValueError):  # of words
+        classes = classes.astype(int)
+    return classes[labels.numpy()]
+
+
 def write_samples(out: Path, x: Tensor, labels: Tensor | None, run: Run) -> None:
     """Write samples (n, *event) in the format of the file's ending, with their labels (n,) if there are any."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +59,11 @@ def write_samples(out: Path, x: Tensor, labels: Tensor | None, run: Run) -> None
         flat = x.flatten(1).numpy()
         names = [f"x{i}" for i in range(flat.shape[1])]
         if labels is not None:
-            flat, names = np.column_stack((flat, labels.numpy())), [*names, "label"]
-        write_atomic(out, lambda part: np.savetxt(part, flat, "%.7g", ",", header=",".join(names), comments=""))
+            flat, names = np.column_stack((flat.astype(object), _named(labels, run))), [*names, "label"]
+        form = ["%.7g"] * x.flatten(1).shape[1] + ["%s"] * (labels is not None)
+        write_atomic(out, lambda part: np.savetxt(part, flat, form, ",", header=",".join(names), comments=""))
     elif out.suffix == ".npz":
-        write_arrays(out, x=x, **({} if labels is None else {"y": labels}))
+        write_arrays(out, x=x, **({} if labels is None else {"y": _named(labels, run)}))
     else:
         write_atomic(out, lambda part: part.write_bytes(_npy(x)))
 

@@ -109,9 +109,15 @@ def _table(path: Path, seed: int) -> DataSet:
     except ImportError as error:
         raise ImportError('reading tables needs pandas: pip install "pyrodgm[data]"') from error
     try:
-        table = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
-        if path.suffix.lower() == ".csv" and all(_is_number(str(name)) for name in table.columns):
-            table = pd.read_csv(path, header=None)  # the first line was a row, not names
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            first = [str(cell) for cell in pd.read_csv(path, header=None, nrows=1, dtype=str).fillna("").iloc[0]]
+            numbered = len(first) > 1 and first == [str(i) for i in range(len(first))]  # names that pandas makes
+            row = all(not cell or _is_number(cell) for cell in first) and not numbered
+            table = pd.read_csv(path, header=None if row else 0)
+            if not row and not first[0] and table.iloc[:, 0].tolist() == list(range(len(table))):
+                table = table.iloc[:, 1:]  # an index that pandas wrote
     except ImportError as error:
         raise ImportError('reading parquet needs pyarrow: pip install "pyrodgm[data]"') from error
     except (ValueError, OSError) as error:
@@ -198,6 +204,11 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
     for name, array in parts.items():
         _refuse(path, f" of {name}", array, None)
     shape = parts["train"].shape[1:]
+    if len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3):
+        raise ValueError(
+            f"{path}: expected pictures as (rows, C, H, W), got rows of shape {tuple(map(int, shape))}; use "
+            "x.transpose(0, 3, 1, 2)"
+        )
     if any(array.shape[1:] != shape for array in parts.values()):
         raise ValueError(f"{path}: expected parts with rows of one shape, got {[a.shape[1:] for a in parts.values()]}")
     grey = parts["train"].dtype == np.uint8 and max(int(a.max(initial=0)) for a in parts.values()) > 1
@@ -209,20 +220,33 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
     classes: tuple[str, ...] = ()
     ids: dict[str, Tensor] | None = None
     if labels is not None:
+        for part, array in parts.items():
+            if labels[part].size != len(array):
+                raise ValueError(
+                    f"{path}: expected one label a row, got labels of shape {labels[part].shape} for the {len(array)} "
+                    f"rows of {part}; of one-hot rows take y.argmax(1)"
+                )
         found = np.unique(np.concatenate([labels[part].reshape(-1) for part in _PARTS]))
         whole = found.dtype.kind in "biuUSO" or bool(np.all(found == np.floor(found)))
         if whole and len(found) <= 1000:
+            if found.dtype.kind in "USO" and all(_is_number(str(c)) for c in found):
+                found = np.array(sorted(found, key=lambda c: float(str(c))))  # 2 before 10
             classes = tuple(str(c) for c in found)
-            ids = {p: torch.as_tensor(np.searchsorted(found, labels[p].reshape(-1))) for p in _PARTS}
+            number = {c: i for i, c in enumerate(classes)}
+            ids = {p: torch.tensor([number[str(c)] for c in labels[p].reshape(-1)]) for p in _PARTS}
     rows = " / ".join(f"{len(tensors[part])}" for part in _PARTS)
     line = f"{path.name}: {rows} rows of shape {tuple(map(int, shape))}" + (", grey levels / 255" if grey else "")
     line += f"; {len(classes)} classes" if classes else ""
     return DataSet(
         name=str(path), train=tensors["train"], valid=tensors["valid"], test=tensors["test"], labels=ids,
         event_shape=tuple(tensors["train"].shape[1:]),
-        image_shape=tuple(map(int, shape)) if len(shape) in (2, 3) else None, binary=binary, description=line,
+        image_shape=tuple(map(int, shape)) if _is_picture(shape) else None, binary=binary, description=line,
         classes=classes,
     )  # fmt: skip
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def _refuse(path: Path, part: str, x: np.ndarray[Any, Any], names: list[str] | None) -> None:

@@ -141,6 +141,9 @@ def real_and_samples(real: Tensor, samples: Tensor, image_shape: Sequence[int] |
     """Real data beside samples: pictures where there is an image shape, else :func:`scatter`."""
     if image_shape is None:
         return scatter(real, samples, title)
+    low, high = float(real.min()), float(real.max())
+    if low < 0 or high > 1:  # other units than those of ink: the data's range from white to black
+        real, samples = ((x - low) / max(high - low, 1e-12) for x in (real, samples))
     return image_grid({"real": real, "samples": samples}, image_shape, 10, 10, title)
 
 
@@ -301,7 +304,7 @@ def _dot(x: Tensor) -> float:
 def _limits(x: Tensor) -> tuple[list[float], list[float]]:
     """The range of the data with a margin: a sample far outside must not shrink the picture."""
     low, high = x.min(0).values, x.max(0).values
-    margin = 0.1 * (high - low).clamp_min(1e-6)
+    margin = 0.1 * torch.where(high > low, high - low, high.abs().clamp_min(1.0))  # constant ones too have a width
     return (low - margin).tolist(), (high + margin).tolist()
 
 

@@ -180,6 +180,10 @@ class BoltzmannMachine(Energy):
         ]
         return states[torch.cat(parts)]
 
+    @property
+    def moves_hidden(self) -> bool:
+        return bool(self.hidden)
+
     def run_kernel(
         self, x: Tensor, context: Tensor | None, steps: int, generator: torch.Generator | None = None
     ) -> Tensor:

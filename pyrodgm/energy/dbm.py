@@ -233,6 +233,10 @@ class DeepBoltzmannMachine(Energy):
                 odd = conditionals.hidden_given_visible(torch.cat((x, above), -1), generator)
         return torch.cat((x, conditionals.visible_given_hidden(odd, generator)[:, v:]), -1)
 
+    @property
+    def moves_hidden(self) -> bool:
+        return True
+
     def run_kernel(
         self, x: Tensor, context: Tensor | None, steps: int, generator: torch.Generator | None = None
     ) -> Tensor:

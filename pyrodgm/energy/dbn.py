@@ -150,6 +150,10 @@ class DeepBeliefNetwork(Energy):
         """The conditionals of the top machine, for chains (chains, H_{L-1})."""
         return self.top.potential(context)
 
+    @property
+    def moves_hidden(self) -> bool:
+        return True
+
     def run_kernel(
         self, x: Tensor, context: Tensor | None, steps: int, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -269,6 +269,8 @@ def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:
         raise ValueError(f'expected device "auto", "cpu", "cuda" or "cuda:INDEX", got {device!r}')
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device {device!r} is not there on this machine; use "auto" or "cpu"')
+    if kind == "auto":  # not mps, which has no float64
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     if strategy in ("ddp", "ddp_spawn"):
         new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         own_buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
@@ -278,7 +280,7 @@ def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:
             **own_buffers,  # each process has chains of its own
         )
     return Fabric(
-        accelerator="auto" if kind == "auto" else kind,
+        accelerator=kind,
         devices=[int(index)] if index else devices,
         precision=precision,
         strategy=strategy,

@@ -71,6 +71,7 @@ class Trainer:
         self.sums: dict[str, list[float]] = {}  # for each player: loss times rows, rows
         self.pending: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
         self.best_state: dict[str, Tensor] | None = None
+        self.moved: set[str] = set()  # players, in the step at hand
         self.seconds = self.compile_seconds = 0.0
         self.saved: Path | None = None
         self.checks, self.checking = ExitStack(), True  # validation is on for the first step
@@ -184,6 +185,9 @@ class Trainer:
             if reason is None:
                 raise
             raise self._refusal(f"a loss cannot be computed at step {self.steps + 1}: {reason}") from error
+        for player in sorted(self.moved & set(self.schedules)):  # once a step, however often the player moved in it
+            self.schedules[player].step()
+        self.moved.clear()
         self.steps += 1
         self.batch += 1
 
@@ -213,8 +217,7 @@ class Trainer:
             norm = {"max_norm": self.settings.clip, "error_if_nonfinite": False}
             self.fabric.clip_gradients(self.step_module, optimizer, **norm)
         optimizer.step()
-        if player in self.schedules:
-            self.schedules[player].step()
+        self.moved.add(player)
 
     def _note(self, player: str, loss: Tensor, x: Tensor, context: Tensor | None) -> None:
         """Count a loss: at once on the CPU, elsewhere later, and till then an optimiser that can stand still does."""

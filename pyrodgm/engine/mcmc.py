@@ -104,7 +104,7 @@ def mcmc(
         kept = None
         if store is not None:
             of_program = identity(program, *moved((args, kwargs), target.device))
-            of_program["settings"] = digest([described(kernel), initial])
+            of_program["settings"] = digest([described(kernel), _named(initial)])
             kept = DrawStore(Path(store), _fingerprint(kernel, chains, warmup, thin, seed, of_program))
         resumed = None if kept is None else kept.resume(kernel, target.potential, generator)
         if resumed is None:
@@ -130,7 +130,8 @@ def mcmc(
         "warmup_seconds": run.warmup_seconds,
         "sampling_seconds": ended - started,
     }
-    args, kwargs = moved((args, kwargs), target.device)  # where the program's own values are now
+    if place is not None:
+        args, kwargs = moved((args, kwargs), place)  # where the program's own values are now
     return Posterior(samples, stats, run.kernel, program, args, kwargs, timings, seed)
 
 
@@ -193,6 +194,11 @@ class _Run:
             "step_size": None if step_size is None else torch.full_like(info.accept_prob, step_size),
         }
         return {k: v for k, v in found.items() if v is not None}
+
+
+def _named(initial: Any) -> Any:
+    """Starts with the names of their sites, in one order."""
+    return [[name, initial[name]] for name in sorted(initial)] if isinstance(initial, dict) else initial
 
 
 def _show(bar: Any, info: Info, kernel: Kernel) -> None:

@@ -201,7 +201,7 @@ class LoaderBatches(Batches):
     ) -> None:
         try:
             len(loader)
-            self.rows = len(loader.dataset)  # type: ignore[arg-type]
+            whole = len(loader.dataset)  # type: ignore[arg-type]
         except TypeError as error:
             raise TypeError(
                 f"expected a DataLoader with a length, got one over {type(loader.dataset).__name__}; "
@@ -210,6 +210,8 @@ class LoaderBatches(Batches):
         self.loader, self.model, self.name, self.even = loader, model, name, even
         self.rank, self.world = (0, 1) if isinstance(loader.sampler, DistributedSampler) else (rank, world)
         sizes = _check_all(_in_own_stream(loader, 0), model, name)
+        # What an epoch reads is the data that a batch stands for: a sampler may leave rows out, or repeat them.
+        self.rows = whole if isinstance(loader.sampler, DistributedSampler) else sum(sizes)
         self.per_epoch = sum(self._share(size) > 0 for size in sizes)
         if self.per_epoch == 0:
             raise ValueError(

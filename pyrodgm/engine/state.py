@@ -47,8 +47,8 @@ def capture(run: Trainer) -> dict[str, Any]:
 def restore(run: Trainer) -> None:
     """Put the newest usable checkpoint of the run's folder into it, if there is one.
 
-    Raises: CheckpointError if it belongs to a run with another seed, number of processes, or, where
-        it was written inside an epoch, number of batches.
+    Raises: CheckpointError if it belongs to a run with another seed, number of processes, schedule of the learning rate
+        (such as one that was to end with the run), or, where it was written inside an epoch, number of batches.
     """
     folder = run.settings.checkpoint
     found = load_latest(folder, run.fingerprint) if run.main and folder is not None else None
@@ -65,7 +65,10 @@ def restore(run: Trainer) -> None:
     for k, o in run.optimizers.items():
         o.load_state_dict(state["optimizers"][k])
     for k, s in run.schedules.items():
+        _same_schedule(run, s.state_dict(), state["schedules"][k])
         s.load_state_dict(state["schedules"][k])
+    if run.settings.steps is None:  # so many epochs in all, whatever the batches of those before were
+        run.total = run.steps + (run.total // run.per_epoch - run.epoch) * run.per_epoch - run.batch
     run.fabric.strategy.precision.load_state_dict(state["precision"])
     own = state["ranks"][run.fabric.global_rank]
     buffers = dict(run.step_module.named_buffers())
@@ -88,4 +91,18 @@ def _match(run: Trainer, state: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"{run.saved} was written with {what}={value}, this run has {what}={mine[what]}; "
                 "run it as before, or pass resume=False to start over"
+            )
+
+
+_COUNTERS = ("last_epoch", "base_lrs")  # and what begins with an underscore
+
+
+def _same_schedule(run: Trainer, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for key, value in mine.items():
+        plain = isinstance(value, int | float | str | bool | list | tuple)
+        if plain and not key.startswith("_") and key not in _COUNTERS and theirs.get(key, value) != value:
+            raise CheckpointError(
+                f"{run.saved} was written with a schedule of {key}={theirs[key]}, this run's has {key}={value}, and "
+                "half of each is neither; train as long as before, give a schedule that does not hang on the length of "
+                "the run, or pass resume=False to start over"
             )

@@ -155,7 +155,7 @@ def as_target(
             program.to(device)
         args, kwargs = moved(args, device), moved(kwargs, device)
     if isinstance(program, Energy):
-        if type(program).run_kernel is not Energy.run_kernel and getattr(program, "hidden", True):
+        if program.moves_hidden:
             raise TypeError(
                 f"expected an energy model whose kernel moves x itself, got {type(program).__name__}, whose kernel "
                 "moves hidden units too; use model.sample(n)"

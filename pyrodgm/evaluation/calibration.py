@@ -160,7 +160,8 @@ def guide_calibration(
         observed: names of the sites that are data.
         simulations: N.
         draws: L of each posterior; the guide runs N x L times.
-    Raises: ValueError if the program lacks an observed site, or a site of the guide.
+    Raises: ValueError if the program lacks an observed site, or a site of the guide, or if no small number of bins
+        divides L + 1.
     Source: Talts et al. (2018), algorithm 1.
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -212,7 +213,8 @@ def mcmc_calibration(
         observed: names of the sites that are data.
         simulations: N runs of the sampler.
         draws: L.
-    Raises: ValueError if the program lacks an observed site, or the sampler gives fewer than L draws.
+    Raises: ValueError if the program lacks an observed site, the sampler gives fewer than L draws, or no small number
+        of bins divides L + 1.
     Source: Talts et al. (2018), algorithm 2.
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -67,20 +67,26 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     excess = weights[1:] - weights[0]
     # equal weights have no tail at all
     flat = excess[-1] <= torch.finfo(log_weights.dtype).eps * 100
-    k, _ = fit_pareto(torch.where(flat | (excess <= 0).any(0), torch.ones_like(excess), excess))
+    tied = (top[1] == top[0]) & ~flat  # of the logarithms: an excess that underflows is no tie
+    tiny = torch.finfo(torch.float64).tiny
+    k, _ = fit_pareto(torch.where(flat | tied, torch.ones_like(excess), excess).clamp(min=tiny))
     k = (tail * k + _PRIOR_WEIGHT * 0.5) / (tail + _PRIOR_WEIGHT)
-    columns = excess.reshape(tail, -1)
-    for i in ((columns <= 0).any(0) & ~flat.reshape(-1)).nonzero()[:, 0].tolist():  # ties at the cutoff are no excess
-        k.reshape(-1)[i] = _tied(columns[:, i])
+    columns, cutoff = excess.reshape(tail, -1), (draws * weights[0]).reshape(-1)
+    for i in tied.reshape(-1).nonzero()[:, 0].tolist():
+        k.reshape(-1)[i] = _tied(columns[:, i], cutoff[i])
     return torch.where(flat, torch.full_like(k, -math.inf), k).to(log_weights.dtype)
 
 
-def _tied(excess: Tensor) -> Tensor:
-    """The smoothed shape of what exceeds the cutoff at all, (M,) -> (); the prior's where next to nothing does."""
+def _tied(excess: Tensor, rest: Tensor) -> Tensor:
+    """The smoothed shape of what exceeds a cutoff that several weights share, (M,) -> ().
+
+    Where next to nothing does it is the prior's, unless it outweighs all the rest, (); one value above has no tail.
+    """
     above = excess[excess > 0]
     n = len(above)
     if n < 5:
-        return above.new_tensor(0.5)
-    if above.max() - above.min() <= 100 * torch.finfo(above.dtype).eps * above.max():  # one value has no tail
+        return above.new_tensor(0.5 if above.sum() < rest else math.inf)
+    if above.max() - above.min() <= 100 * torch.finfo(above.dtype).eps * above.max():
         return above.new_tensor(-math.inf)
-    return (n * fit_pareto(above)[0] + _PRIOR_WEIGHT * 0.5) / (n + _PRIOR_WEIGHT)
+    tiny = torch.finfo(torch.float64).tiny
+    return (n * fit_pareto(above.clamp(min=tiny))[0] + _PRIOR_WEIGHT * 0.5) / (n + _PRIOR_WEIGHT)

@@ -180,7 +180,8 @@ class VQVAE(VAE):
     def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 4) -> Tensor:
         """Fill in what is missing by :func:`resample_missing` of ``steps`` rounds, whose proposals the prior shares.
 
-        The guide is one point for each row, so a chain that proposes from it would never move.
+        The guide is one point for each row, so a chain that proposes from it would never move. A round weighs 200
+        proposals, so a few do where other models take a hundred sweeps.
         """
         return resample_missing(self, x, mask, context, rounds=steps)
 

@@ -46,6 +46,8 @@ class MaskedMLP(nn.Module):
         torch.Size([3, 2, 5])
     """
 
+    columns = False  # whether the outputs are laid out as those of MLP(columns=True)
+
     def __init__(
         self,
         features: int,
@@ -70,7 +72,6 @@ class MaskedMLP(nn.Module):
             raise ValueError(f"expected categories >= 2, or 0 for x of numbers, got {categories}")
         self.features, self.outputs, self.context, self.masks = features, outputs, context, masks
         self.categories = categories
-        self.columns = False  # whether the outputs are laid out as those of MLP(columns=True)
         sizes = [features * (categories or 1), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], outputs * features)

@@ -29,6 +29,8 @@ class MLP(nn.Sequential):
         torch.Size([5, 2])
     """
 
+    columns = False
+
     def __init__(
         self,
         inputs: int,
@@ -58,7 +60,8 @@ class MLP(nn.Sequential):
         *body, last = self
         for layer in body:
             x = layer(x)
-        plain = type(last) is nn.Linear and not (last._forward_hooks or last._forward_pre_hooks)
+        hooks = last._forward_hooks or last._forward_pre_hooks or last._backward_hooks or last._backward_pre_hooks
+        plain = type(last) is nn.Linear and last.bias is not None and not hooks
         return by_columns(x, last.weight, last.bias) if self.columns and plain else last(x)  # type: ignore[arg-type]
 
 

@@ -39,8 +39,9 @@ class ImportanceWeighted(Objective):
         particles: K.
         alpha: order of the Renyi divergence; 0 is IWAE, 1 the ELBO.
         doubly: use the gradient above for the guide; its sites have to be reparameterised and a function of x.
-    Raises: ValueError for particles < 1; from ``loss`` with gradients TypeError if a site of the guide has no rsample,
-        and under Pyro's validation ValueError if a doubly reparameterised guide has noise of its own, such as dropout.
+    Raises: ValueError for particles < 1; from ``loss`` with gradients TypeError if a site of a guide that is trained
+        has no rsample (of an :class:`~pyrodgm.latent.M2` the class, known or not), and under Pyro's validation
+        ValueError if a doubly reparameterised guide has noise of its own, such as dropout.
     Source: Burda et al. (2016), arXiv:1509.00519, eq. 8; Li and Turner (2016), arXiv:1602.02311, eq. 13;
         Tucker et al. (2019), arXiv:1810.04152, eq. 5-8.
     Example:
@@ -63,10 +64,13 @@ class ImportanceWeighted(Objective):
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         latent = cast(Latent, model)
+        if type(latent).log_weights is not Latent.log_weights and not self.doubly:  # a model that knows better ones
+            return self._bound(latent.log_weights(x, context, particles=self.particles))
         x, context = latent.check_rows(x, context)
         drawn = latent.particle_trace(latent.guide, self.particles, x, context)
         if torch.is_grad_enabled():
-            check_reparameterised(drawn)
+            if self.doubly or any(p.requires_grad for p in latent.guide.parameters()):
+                check_reparameterised(drawn)
             if self.doubly:
                 return self._doubly(latent, drawn, x, context)
         return self._bound(latent.weigh(drawn, self.particles, x, context))

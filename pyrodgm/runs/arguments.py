@@ -16,6 +16,7 @@ from pyrodgm.members import Member
 
 __all__ = ["check_fit", "check_names", "completed", "listed", "objective_arguments", "plain_arguments"]
 
+_OF_A_RUN = ("model", "data", "context", "validate", "csv", "checkpoint", "objective")  # which it chooses itself
 _OF_THE_DATA = ("features", "visible", "event_shape", "context")
 
 
@@ -73,7 +74,7 @@ def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
 def check_fit(options: Mapping[str, Any]) -> None:
     """Raise ValueError or TypeError for arguments that :func:`pyrodgm.fit` would refuse."""
     parameters = inspect.signature(fit).parameters
-    check_names("fit", options, [name for name in parameters if name not in ("model", "data")])
+    check_names("fit", options, [name for name in parameters if name not in _OF_A_RUN])
     values = {name: p.default for name, p in parameters.items()} | dict(options)
     # a run has a folder for its checkpoints, and held-out rows
     Settings(**{f.name: values[f.name] for f in fields(Settings)} | {"checkpoint": "checkpoint"}).check(held_out=True)

@@ -63,9 +63,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_arrays(path: Path, **tensors: Tensor) -> None:
+def write_arrays(path: Path, **values: Tensor | np.ndarray[Any, Any]) -> None:
     """Write an ``.npz`` file atomically."""
-    arrays: dict[str, Any] = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
+    arrays: dict[str, Any] = {k: x.detach().cpu().numpy() if isinstance(x, Tensor) else x for k, x in values.items()}
 
     def write(part: Path) -> None:
         with part.open("wb") as file:  # by name, savez would append .npz

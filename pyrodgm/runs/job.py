@@ -55,7 +55,7 @@ class Job:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", self.config)
         hook = member(self.config["model"]).prepare
-        if hook and not (out / "checkpoint").exists():
+        if hook:  # a checkpoint, where there is one, overwrites it
             getattr(self.model, hook)(self._rows("train"))
         result = pyrodgm.fit(
             self.model, self._pair("train"), validate=self._pair("valid"), csv=out / "metrics.csv",
@@ -106,6 +106,7 @@ def prepare(
     """
     which, out = member(model), Path(out)
     which.build()
+    _needs_pictures()
     check_fit(fit | {"seed": seed})
     source = load(data)
     config = make_config(which, source, labels, seed, arguments or {}, objective or {}, fit)
@@ -153,6 +154,13 @@ def train(
         model, data, out, labels=labels, overwrite=overwrite, seed=seed, arguments=arguments, objective=objective, **fit
     )
     return job.execute()
+
+
+def _needs_pictures() -> None:
+    """Raise ImportError where the report's pictures could not be drawn: before training, and not after it."""
+    from pyrodgm.diagnostics.plots import _figure
+
+    _figure(1, 1)
 
 
 def _check_folder(out: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -161,3 +161,33 @@ def test_views_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load(f"{path}:3x3")
     with pytest.raises(ValueError, match="grey levels"):
         load(f"{path}:dequantized")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "columns"),
+    [
+        ("0.5,0.5,1.2\n" + "0,1,2\n" * 9, 10, 3),  # equal numbers in the first row
+        ("0.5,1\n" * 10, 10, 2),
+        ("0,1,2\n" + "0.5,0,1\n" * 10, 10, 3),  # the names that pandas writes for unnamed columns
+        (",a,b\n" + "".join(f"{i},0.5,{i * i}\n" for i in range(10)), 10, 2),  # and the index that it writes
+        ("a,b\n" + "0.5,1\n" * 10, 10, 2),
+    ],
+)
+def test_the_first_line_of_a_csv(tmp_path, text, rows, columns):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    data = load(path)
+    assert sum(len(data.part(p)) for p in ("train", "valid", "test")) == rows
+    assert data.event_shape == (columns,)
+
+
+def test_pictures_with_channels_last_and_labels_that_do_not_fit(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros((20, 4, 4, 3)))
+    with pytest.raises(ValueError, match=r"transpose\(0, 3, 1, 2\)"):
+        load(path)
+    np.savez(path, x=np.arange(80.0).reshape(20, 4), y=np.eye(4)[np.arange(20) % 4])
+    with pytest.raises(ValueError, match=r"one label a row, .*argmax"):
+        load(path)
+    np.savez(path, x=np.arange(80.0).reshape(20, 4), y=np.array([str(i % 12) for i in range(20)]))
+    assert load(path).classes == tuple(str(i) for i in range(12))

@@ -116,3 +116,18 @@ def test_a_report_is_one_file_that_says_what_was_done(tmp_path: Path) -> None:
         "checkpoint", "config.json", "curves.png", "metrics.csv", "metrics.json", "model.pt", "report.html",
         "samples.npz", "samples.png",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_constant_features_have_a_width(columns):
+    real = torch.rand(15, columns)
+    real[:, 0] = 5.0
+    real_and_samples(real, torch.rand(15, columns), None)
+    real_and_samples(real[:1], torch.rand(15, columns), None)
+
+
+def test_pictures_in_other_units_are_not_clipped():
+    real = torch.linspace(0, 255, 16).reshape(4, 4)
+    figure = real_and_samples(real, real / 2, (2, 2))
+    shown = figure.axes[0].images[0].get_array()
+    assert len(set(shown.flatten().tolist())) >= 16

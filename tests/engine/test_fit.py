@@ -534,3 +534,19 @@ def test_ctrl_c_ends_the_run_with_the_state_so_far(tmp_path):
     state = torch.load(newest, weights_only=True)
     assert state["counters"]["steps"] == int(steps)
     assert len(state["history"]) == int(epochs)
+
+
+def test_a_schedule_has_one_step_for_each_of_the_run():
+    """However often a player moves in a step: a schedule that is to end with the run ends with it."""
+    made = []
+
+    def schedule(optimizer, total):
+        made.append(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / total))
+        return made[-1]
+
+    gan = GAN.mlp(features=2, latent=2, hidden=[4])
+    objective = Adversarial.mlp(gan, hidden=[4])
+    objective.critic_steps = 3
+    pyrodgm.fit(gan, torch.randn(40, 2), objective, steps=5, batch_size=10, lr_schedule=schedule, progress=False)
+    assert [s.last_epoch for s in made] == [5, 5]
+    assert all(s.get_last_lr() == [0.0] for s in made)

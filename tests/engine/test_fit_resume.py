@@ -10,6 +10,7 @@ import torch
 import pyrodgm
 from pyrodgm import CheckpointError
 from pyrodgm.engine import checkpoint as checkpoints
+from pyrodgm.tractable import RealNVP
 
 sys.path.insert(0, os.path.dirname(__file__))
 from _resume_cases import CASES, same, train
@@ -133,3 +134,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_checkpoints_hold_no_code(tmp_path):
     train(GAN, tmp_path)
     torch.load(newest(tmp_path), weights_only=True)
+
+
+def test_more_epochs_with_another_batch_size(tmp_path):
+    x = torch.randn(40, 2)
+    options = {"checkpoint": tmp_path / "run", "progress": False}
+    pyrodgm.fit(RealNVP(2), x, epochs=4, batch_size=10, **options)
+    run = pyrodgm.fit(RealNVP(2), x, epochs=8, batch_size=20, **options)
+    assert [row["epoch"] for row in run.history] == list(range(1, 9))
+    assert run.timings["steps"] == 4 * 4 + 4 * 2
+
+
+def test_a_schedule_that_ends_with_the_run_is_not_stretched(tmp_path):
+    def cosine(optimizer, total):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+
+    x = torch.randn(40, 2)
+    options = {"checkpoint": tmp_path / "run", "progress": False, "lr_schedule": cosine}
+    pyrodgm.fit(RealNVP(2), x, epochs=2, batch_size=20, **options)
+    with pytest.raises(CheckpointError, match="T_max=4, this run's has T_max=8"):
+        pyrodgm.fit(RealNVP(2), x, epochs=4, batch_size=20, **options)
+    pyrodgm.fit(RealNVP(2), x, epochs=4, batch_size=20, resume=False, **options)

@@ -212,6 +212,15 @@ def test_khat_of_tied_weights():
     torch.testing.assert_close(found[1:], torch.as_tensor(expected))
 
 
+@pytest.mark.parametrize("scale", [50.0, 200.0, 800.0, 5000.0])
+def test_khat_of_weights_that_underflow(scale):
+    """Nothing but the largest weight counts: no tie, and as unreliable as can be."""
+    assert bool((pareto_k(scale * torch.randn(1000, 5).double()) > 1).all())
+    one = torch.zeros(1000).double()
+    one[0] = 1000.0
+    assert pareto_k(one) > 1
+
+
 def check_importance_estimate():
     x = exact_marginal().sample((60,))
     exact = exact_marginal().log_prob(x)
