@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def _text(path: Path, seed: int) -> DataSet:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as file:
             text = file.read(_WINDOW * _MOST_WINDOWS)
+            more = bool(file.read(1))
     except (OSError, UnicodeDecodeError) as error:
         raise _told(path, error) from None
     characters = sorted(set(text))
@@ -183,7 +185,8 @@ def _text(path: Path, seed: int) -> DataSet:
     where = {c: i for i, c in enumerate(characters)}
     ids = torch.tensor([where[c] for c in text[: len(text) // _WINDOW * _WINDOW]]).reshape(-1, _WINDOW)
     x = torch.nn.functional.one_hot(ids, len(characters)).flatten(1)  # (rows, window * characters)
-    return _one(path, x.numpy().astype(np.uint8), None, seed)
+    data = _one(path, x.numpy().astype(np.uint8), None, seed)
+    return replace(data, description=f"{data.description}; its first {len(text):,} characters") if more else data
 
 
 def _one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -284,6 +284,11 @@ def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> lis
 
 def _pair(batch: Any, model: GenerativeModel, name: str) -> Batch:
     """(x, context) of a collated batch; what an unconditional model has no use for, such as labels, is dropped."""
+    if isinstance(batch, Mapping):
+        raise TypeError(
+            f"expected the loader of {name} to yield x or (x, context), got a dict of {', '.join(map(str, batch))}; "
+            "give it a collate_fn that picks them"
+        )
     x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
     context = _as_tensor(rest[0], f"{name}'s context", model) if rest and model.context else None
     return _as_tensor(x, name, model), context

@@ -69,8 +69,9 @@ class ParallelTempering(Kernel):
         scaled: move replica r in units of :math:`\beta_r^{-1/2}`, in which a Gaussian target looks the same at all
             temperatures, so that one step size and metric fit all; False for discrete positions.
     Shapes: positions (chains, *event); replicas lie in the state's memory, (chains, R - 1, *event).
-    Raises: ValueError for a ladder that does not fall from 1 to a positive end; TypeError from ``init`` for a kernel
-        that keeps no energies.
+    Raises: ValueError for a ladder that does not fall from 1 to a positive end, and from ``init`` for an energy that
+        belongs to its rows, such as a conditional model's under a context of each chain; TypeError from ``init`` for a
+        kernel that keeps no energies.
     Source: Swendsen and Wang (1986), Phys. Rev. Lett. 57; Syed et al. (2022), Non-reversible parallel tempering,
         JRSS B 84, algorithms 1 and 4.
     Example:
@@ -108,7 +109,13 @@ class ParallelTempering(Kernel):
         replicas = len(self.betas)
         x = positions.detach().unsqueeze(1).expand(-1, replicas, *positions.shape[1:]).flatten(0, 1)
         heated = _Heated(potential, self.betas, self.scaled)
-        inner = self.kernel.init(heated, x * heated.factors(x)[1])
+        try:
+            inner = self.kernel.init(heated, x * heated.factors(x)[1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected an energy of any number of rows, and {len(x)} replicas of {len(positions)} chains make it "
+                "fail; of a conditional model sample one context, (C,), at a time"
+            ) from error
         if inner.energy is None or inner.memory:
             raise TypeError(
                 f"expected a kernel that accepts by energies, got {type(self.kernel).__name__}; use HMC, NUTS, ChEES, "

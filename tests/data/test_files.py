@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodgm.data import load, load_file, split_rows
+from pyrodgm.data import files, load, load_file, split_rows
 
 RNG = np.random.default_rng(0)
 
@@ -191,3 +191,12 @@ def test_pictures_with_channels_last_and_labels_that_do_not_fit(tmp_path):
         load(path)
     np.savez(path, x=np.arange(80.0).reshape(20, 4), y=np.array([str(i % 12) for i in range(20)]))
     assert load(path).classes == tuple(str(i) for i in range(12))
+
+
+def test_a_long_text_says_how_much_of_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_WINDOWS", 10)
+    path = tmp_path / "x.txt"
+    path.write_text("abcd" * 200)
+    assert load(path).description.endswith("its first 320 characters")
+    path.write_text("abcd" * 80)
+    assert "its first" not in load(path).description

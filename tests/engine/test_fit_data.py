@@ -282,3 +282,9 @@ def test_data_of_another_kind_are_refused():
 def test_a_bad_context_is_refused(context, message):
     with pytest.raises(ValueError, match=message):
         fit(RealNVP(features=2, context=3), real(), context=context)
+
+
+def test_a_loader_of_dicts_is_told_what_to_yield():
+    loader = DataLoader([{"image": torch.zeros(2), "label": 0} for _ in range(4)], batch_size=2)
+    with pytest.raises(TypeError, match="got a dict of image, label; give it a collate_fn"):
+        pyrodgm.fit(RealNVP(2), loader, epochs=1, progress=False)

@@ -10,6 +10,7 @@ from cases import assert_means_agree, mean_and_error
 from torch import Tensor
 
 import pyrodgm
+from pyrodgm.energy import NeuralEnergy
 from pyrodgm.kernels import HMC, NUTS, BlockGibbs, ParallelTempering, RandomWalk
 from pyrodgm.kernels.tempering import even_ladder
 
@@ -150,3 +151,12 @@ def test_mistakes_are_named() -> None:
         kernel.step(HMC().init(modes, torch.zeros(2, 2)))
     with pytest.raises(TypeError, match="conditionals"):
         ParallelTempering(BlockGibbs()).init(modes, torch.zeros(2, 2))
+
+
+def test_contexts_of_the_chains_are_refused() -> None:
+    model = NeuralEnergy.mlp(features=2, context=3, hidden=[8])
+    kernel = ParallelTempering(HMC(0.1), replicas=3)
+    with pytest.raises(ValueError, match="15 replicas of 5 chains make it fail"):
+        kernel.init(model.potential(torch.eye(3)[torch.arange(5) % 3]), torch.zeros(5, 2))
+    state = kernel.init(model.potential(torch.eye(3)[0]), torch.zeros(5, 2))
+    assert kernel.step(state)[0].positions.shape == (5, 2)
