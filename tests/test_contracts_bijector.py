@@ -9,7 +9,7 @@ import torch
 from cases import BIJECTORS, C, context_of, contexts, ready, variants
 from torch.func import grad, jacrev, vmap
 
-from pyrodgm.bijectors import AdditiveCoupling, Affine, Compose, Inverse
+from pyrodgm.bijectors import AdditiveCoupling, Affine, CircularSpline, Compose, Coupling, Inverse
 
 N = 6
 
@@ -208,6 +208,32 @@ AUTOCAST = ("LULinear", "LULinear rotation", "LULinear image", "Householder", "P
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_autocast_leaves_x_its_digits(name, conditional):
     check_autocast_leaves_x_its_digits(name, conditional)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("name", ["Autoregressive", "Autoregressive rational-quadratic"])
+def test_autocast_leaves_the_sequential_way_its_digits(name, conditional):
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    t = ready(case, conditional).float().condition(None if context is None else context.float())
+    y = inputs(case).float()
+    expected = t.inverse_and_ladj(y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(t.inverse_and_ladj(y), expected)
+
+
+@pytest.mark.parametrize("name", ["Planar", "Coupling quadratic flipped", "Coupling rational-quadratic"])
+@pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
+def test_second_derivatives(name, way):
+    """Against finite differences of the first."""
+    bijector, x = ready(BIJECTORS[name]), inputs(BIJECTORS[name], 2).requires_grad_()
+    assert torch.autograd.gradgradcheck(getattr(bijector.condition(), way), (x,))
+
+
+def test_couplings_of_a_map_of_angles_have_angles_as_support():
+    t = Coupling(4, CircularSpline(4, wrap=True)).condition()
+    for constraint in (t.domain, t.codomain):
+        assert bool(constraint.check(torch.zeros(4)))
+        assert not bool(constraint.check(torch.full((4,), 10.0)))
 
 
 @every

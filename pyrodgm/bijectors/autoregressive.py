@@ -52,9 +52,8 @@ class _Sequential(Function):
             context = None if ctx.context is None else ctx.context.detach().requires_grad_()
             raw = net(leaf, context)
             y, slope = univariate.call_and_ladj(raw, leaf)
-            ladj = slope.sum(-1) + 0 * y.sum(
-                -1
-            )  # of the map itself, the inverse's is its negative; with a graph always
+            # Of the map itself, the inverse's is its negative; the slope alone may be a constant, without a graph.
+            ladj = slope.sum(-1) + 0 * y.sum(-1)
             (through_ladj,) = torch.autograd.grad(ladj, leaf, grad_ladj, retain_graph=True)
             # How y moves with each feature and with each feature's own parameters, the network held still.
             still, x_only = raw.detach().requires_grad_(), x.detach().requires_grad_()

@@ -20,6 +20,7 @@ from pyrodgm.bijectors import ActNorm
 from pyrodgm.core import sample_sites
 from pyrodgm.energy import RBM
 from pyrodgm.engine.loop import Trainer
+from pyrodgm.engine.surroundings import validation
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import Adversarial, MaximumLikelihood
@@ -550,3 +551,14 @@ def test_a_schedule_has_one_step_for_each_of_the_run():
     pyrodgm.fit(gan, torch.randn(40, 2), objective, steps=5, batch_size=10, lr_schedule=schedule, progress=False)
     assert [s.last_epoch for s in made] == [5, 5]
     assert all(s.get_last_lr() == [0.0] for s in made)
+
+
+def test_a_last_held_out_batch_of_one_row_is_scored():
+    gan = GAN.mlp(features=2, latent=2, hidden=[4])
+    assert Adversarial.mlp(gan, hidden=[4]).held_out(gan, torch.ones(1, 2)).isfinite()
+
+
+def test_made_scores_in_its_own_precision_under_autocast():
+    made, x = MADE(6, [8]), torch.ones(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16), validation(False):
+        assert made.log_prob(x).dtype is torch.float32

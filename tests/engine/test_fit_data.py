@@ -7,7 +7,14 @@ import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import pyrodgm
 from pyrodgm.engine.rows import as_batches, as_rows
@@ -288,3 +295,11 @@ def test_a_loader_of_dicts_is_told_what_to_yield():
     loader = DataLoader([{"image": torch.zeros(2), "label": 0} for _ in range(4)], batch_size=2)
     with pytest.raises(TypeError, match="got a dict of image, label; give it a collate_fn"):
         pyrodgm.fit(RealNVP(2), loader, epochs=1, progress=False)
+
+
+def test_a_batch_stands_for_the_rows_that_an_epoch_reads():
+    """A sampler may leave rows out or repeat them: global latents are weighed by what is read."""
+    data = TensorDataset(torch.zeros(50, 2))
+    for sampler, rows in ((SubsetRandomSampler(range(12)), 12), (WeightedRandomSampler(torch.ones(50), 80), 80)):
+        loader = DataLoader(data, batch_size=10, sampler=sampler)
+        assert as_batches(RealNVP(2), loader, None, 10, torch.device("cpu")).rows == rows

@@ -302,5 +302,12 @@ def test_pyros_warmup_tunes_the_kernel() -> None:
     pyro.set_rng_seed(0)
     mcmc = MCMC(HMC(0.1).pyro(model), num_samples=200, warmup_steps=300, disable_progbar=True)
     mcmc.run()
+    kernel = HMC(0.1).pyro(model)
+    kernel.setup(300)
+    params = kernel.initial_params
+    for _ in range(300):
+        params = kernel.sample(params)
+    variances = kernel._tuner.kernel.metric.inverse_mass
+    assert 20 < variances.max() / variances.min() < 500  # 100, and 1 untuned
     spread = mcmc.get_samples()["z"].std(0)
     assert bool(((spread / torch.tensor([100.0, 10.0]) - 1).abs() < 0.4).all()), spread

@@ -8,7 +8,7 @@ from cases import assert_means_agree, mean_and_error, sghmc_covariance
 from torch import Tensor
 
 import pyrodgm
-from pyrodgm.kernels import SGHMC, SGLD, Minibatch
+from pyrodgm.kernels import SGHMC, SGLD, Kernel, Minibatch
 
 D = torch.float64
 N, BATCH = 50, 5
@@ -129,3 +129,18 @@ def test_mistakes_are_named() -> None:
         Minibatch(torch.sum, torch.sum, torch.zeros(3), batch_size=0)
     with pytest.raises(ValueError, match=r"SGHMC\.init"):
         SGHMC(0.1).step(SGLD(0.1).init(lambda x: x.sum(-1), torch.zeros(2, 1)))
+
+
+@pytest.mark.parametrize("kernel", [SGLD(0.1), SGHMC(0.1)], ids=lambda k: type(k).__name__)
+def test_steps_keep_no_graph(kernel: Kernel) -> None:
+    """Weights of a trained network in the energy want gradients; chains that move by it do not gather them."""
+    weight = torch.ones((), requires_grad=True)
+
+    def row(x: Tensor, y: Tensor) -> Tensor:
+        return weight * (y - x).square() / 2
+
+    rows = Minibatch(lambda x: weight * x.square().sum() / 2, row, torch.zeros(9), batch_size=3)
+    state = kernel.init(rows, torch.zeros(4, 1))
+    for _ in range(2):
+        state, _ = kernel.step(state)
+    assert not state.positions.requires_grad
