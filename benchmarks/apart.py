@@ -15,7 +15,7 @@ from typing import Any
 
 from timing import once
 
-__all__ = ["in_turns"]
+__all__ = ["in_turns", "within"]
 
 TURN = 0.05  # seconds that a process runs before the next one does
 
@@ -33,6 +33,26 @@ def _serve(line: Connection, make: Callable[..., Calls], arguments: tuple[Any, .
                 pair[i] = once(calls[i], device)
             pairs.append(pair)
         line.send(pairs)
+
+
+def _answer(line: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    line.send(function(*arguments))
+
+
+def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a module's function returns in a process of its own; None if it takes longer or takes its process down."""
+    start = multiprocessing.get_context("spawn")
+    ours, theirs = start.Pipe()
+    process = start.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
+    process.start()
+    theirs.close()  # or nobody would hear that it is gone
+    try:
+        return ours.recv() if ours.poll(seconds) else None
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
 
 
 def in_turns(

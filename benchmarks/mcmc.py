@@ -5,7 +5,8 @@ jitted) and blackjax's NUTS (vmap, jit), all in float32. The figure is arviz's b
 parameters, a second of sampling, and a second of everything (tracing, compiling, warm-up, sampling). A row whose R-hat
 exceeds 1.05 is marked: its ESS means nothing.
 
-Each engine compiles anew, with no kernel left from the one before. Pyro's draws are sequential and slow: it makes one
+Each engine compiles anew, with no kernel left from the one before; with ``--cell-seconds`` each has a process of its
+own and is stopped when it takes longer than that. Pyro's draws are sequential and slow: it makes one
 chain, with warm-up of its own length, and stops after ``--pyro-seconds`` of sampling.
 
 After each model the engines' posterior means are compared with those of the engine of the largest smallest ESS: the
@@ -25,11 +26,13 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
+from apart import within
 from mcmc_models import MODELS, Model
 from pyro import poutine
 from scipy.stats import norm
@@ -167,6 +170,17 @@ def compare_means(scores: dict[str, Score]) -> dict[str, float]:
     }
 
 
+def cell(name: str, engine: str, chains: int, options: argparse.Namespace) -> tuple[Score, float, float]:
+    """One engine on one model: the score, seconds of sampling, seconds in all."""
+    torch.set_num_threads(options.threads)
+    if {"NumPyro", "blackjax"} & set(options.engines):
+        _prepare()
+    model = MODELS[name]()
+    draws, sampling, total = ENGINES[engine](model, chains, options)
+    return score(draws, model.sites), sampling, total
+
+
+@cache
 def _prepare() -> None:
     """What a process does once (libraries, the compilers' own start) is nobody's time."""
     torch._inductor.compile(torch.fx.symbolic_trace(lambda x: (x + 1,)), [torch.ones(3)])(torch.ones(3))
@@ -188,20 +202,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--eager", action="store_true", help="no compiling")
+    parser.add_argument(
+        "--cell-seconds", type=float, default=None, help="each engine in a process, for so long at most"
+    )
     parser.add_argument("--out", default=None, help="a file for the rows as JSON lines")
     parser.add_argument("--smoke", action="store_true", help="a few steps of two small models, to see that it runs")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     if options.smoke:
         options.models, options.chains, options.eager = ["eight schools", "funnel"], [4], True
         options.engines = [e for e in options.engines if e not in ("NumPyro", "blackjax")]
         options.warmup = options.draws = 30
         options.pyro_warmup = 10
-    if {"NumPyro", "blackjax"} & set(options.engines):
-        _prepare()
     print(f"{'model':24s} {'chains':>6s} {'engine':12s} {'ESS':>9s} {'ESS/s':>10s} {'ESS/s in all':>13s} {'R-hat':>6s}")
     for name in options.models:
-        model = MODELS[name]()
         for chains in options.chains:
             settings = {"model": name, "of": chains, "seed": options.seed, "warmup": options.warmup}
             settings |= {"draws": options.draws, "target": options.target}
@@ -209,8 +222,13 @@ def main() -> None:
             for engine in options.engines:
                 if (engine == "Pyro" and chains != options.chains[0]) or (engine in FEWEST and chains < FEWEST[engine]):
                     continue
-                draws, sampling, total = ENGINES[engine](model, chains, options)
-                found = scores[engine] = score(draws, model.sites)
+                asked = (name, engine, chains, options)
+                answer = within(options.cell_seconds, cell, *asked) if options.cell_seconds else cell(*asked)
+                if answer is None:
+                    print(f"{name:24s} {chains:6d} {engine:12s} no end in {options.cell_seconds:.0f} s", flush=True)
+                    continue
+                found, sampling, total = answer
+                scores[engine] = found
                 row = {
                     **settings,
                     "chains": 1 if engine == "Pyro" else chains,
@@ -231,6 +249,8 @@ def main() -> None:
                     flush=True,
                 )
                 _write(options.out, row)
+            if not scores:
+                continue
             count = len(next(iter(scores.values())).mean)
             bound = float(norm.isf(0.0005 / count))
             off = compare_means(scores)
