@@ -29,13 +29,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.conditional import ConditionalDistribution
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from pyro.poutine.util import is_validation_enabled, site_is_subsample
 from torch import Tensor, nn
 
 from pyrodgm.draws import draw_from
+from pyrodgm.shapes import observed_part
+from pyrodgm.traces import check_guide_sites, sample_sites, site_log_prob
 
 __all__ = [
     "EmptyGuide",
@@ -44,14 +44,8 @@ __all__ = [
     "Implicit",
     "Latent",
     "Tractable",
-    "check_guide_sites",
     "data_plate",
     "evaluating",
-    "expand_to",
-    "join_context",
-    "latent_rows",
-    "observed_part",
-    "sample_sites",
 ]
 
 _SVI_IDS = itertools.count()
@@ -70,20 +64,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
-
-
-def join_context(x: Tensor, context: Tensor | None, event_dim: int = 1) -> Tensor:
-    """``x`` beside the context (*B, C) along its first event dimension: (*B, D, ...) -> (*B, D + C, ...).
-
-    Leading dimensions broadcast; the context is the same at every place of the other event dimensions.
-    """
-    if context is None:
-        return x
-    event = x.shape[-event_dim:]
-    lead = torch.broadcast_shapes(x.shape[:-event_dim], context.shape[:-1])
-    size = context.shape[-1]
-    beside = context.reshape(*context.shape, *[1] * (event_dim - 1)).expand(*lead, size, *event[1:])
-    return torch.cat((x.expand(*lead, *event), beside), -event_dim)
 
 
 class _DataPlate(pyro.plate):
@@ -112,87 +92,9 @@ def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.
     return _DataPlate("data", n, subsample=torch.arange(rows), dim=-1)
 
 
-def expand_to(values: Tensor, batch_shape: torch.Size) -> Tensor:
-    """values broadcast with ``batch_shape``; free where they have that shape, as they mostly do."""
-    if not batch_shape or values.shape == batch_shape:
-        return values
-    return values.expand(torch.broadcast_shapes(values.shape, batch_shape))
-
-
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a Pyro trace by name, without the plates' bookkeeping."""
-    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
-
-
-def latent_rows(trace: Any, rows: int) -> Tensor:
-    """The latents of a trace whose sites lie in the data plate, one flat vector a row: (B, Z).
-
-    What a guide draws on the way to its sites (auxiliary sites) is left out.
-    """
-    sites = [s for s in sample_sites(trace).values() if not s["is_observed"] and not s["infer"].get("is_auxiliary")]
-    return torch.cat([site["value"].reshape(rows, -1) for site in sites], -1)
-
-
-def check_guide_sites(guide_trace: Any, program_trace: Any) -> None:
-    """Under Pyro's validation, see that the guide samples exactly the program's latent sites, auxiliary ones apart.
-
-    Raises: ValueError if it does not: what the two have not in common would count in no bound, or in a wrong one.
-    """
-    if not is_validation_enabled():
-        return
-    drawn = {k for k, site in sample_sites(guide_trace).items() if not site["infer"].get("is_auxiliary")}
-    latents = {k for k, site in sample_sites(program_trace).items() if not site["is_observed"]}
-    if drawn != latents:
-        raise ValueError(
-            f"expected a guide that samples the program's latent sites {sorted(latents)}, got {sorted(drawn)}; rename "
-            'them, and mark what the program does not have by infer={"is_auxiliary": True}'
-        )
-
-
-def check_reparameterised(guide_trace: Any) -> None:
-    """See that a gradient by way of a guide's draws is the whole gradient.
-
-    Raises: TypeError if a site has no ``rsample``: what it draws has no gradient, so that of the guide would be wrong.
-    """
-    for name, site in sample_sites(guide_trace).items():
-        if not site["fn"].has_rsample:
-            raise TypeError(
-                f"expected a guide with reparameterised sites, got {name!r} without rsample; use ReweightedWakeSleep, "
-                "or ELBO, which has score-function terms for it"
-            )
-
-
-def refuse_auxiliary(guide_trace: Any, user: str) -> None:
-    """Raise TypeError, in the name of ``user``, for a guide that draws something beside the program's latents."""
-    names = [name for name, site in sample_sites(guide_trace).items() if site["infer"].get("is_auxiliary")]
-    if names:
-        raise TypeError(
-            f"expected a guide with a density at each latent site for {user}, got the auxiliary sites {names}; use a "
-            "guide without them, such as MeanField"
-        )
-
-
-def observed_part(x: Tensor, mask: Tensor) -> Tensor:
-    """``mask`` with the shape of x: True where x is observed.
-
-    Raises: TypeError for a mask that is not boolean; ValueError if it does not broadcast against x, or if what is
-        observed is not finite.
-    Example:
-        >>> observed_part(torch.zeros(2, 3), torch.tensor([True, False, True])).shape
-        torch.Size([2, 3])
-    """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"expected mask as a boolean tensor, True where x is observed, got {got}; use mask.bool()")
-    try:
-        observed = mask.to(x.device).expand_as(x)
-    except RuntimeError as error:
-        raise ValueError(
-            f"expected mask to broadcast against x of shape {tuple(x.shape)}, got {tuple(mask.shape)}"
-        ) from error
-    if not bool((x.isfinite() | ~observed).all()):
-        raise ValueError("expected finite numbers where mask is True, got others; set mask False where x is missing")
-    return observed
+def _unwritten(model: nn.Module, method: str) -> NotImplementedError:
+    """PyroModule's metaclass leaves no room for ABC's, so nothing refuses an abstract class when it is built."""
+    return NotImplementedError(f"expected {type(model).__name__} to define {method}, got a class without it")
 
 
 class EmptyGuide(nn.Module):
@@ -212,9 +114,11 @@ class GenerativeModel(nn.Module):
         guide: module of the same signature that samples exactly the latent sites.
         event_shape: shape of one x.
         context: size of one context vector, 0 for an unconditional model.
+        mixed_precision: whether its networks may compute in a shorter type than its distributions.
     """
 
     family: ClassVar[str] = "model"
+    mixed_precision: ClassVar[bool] = True
     guide: nn.Module
     event_shape: torch.Size
     context: int
@@ -239,6 +143,7 @@ class GenerativeModel(nn.Module):
             n: without x, how many rows to draw; with x, the size of the whole data set they stand for.
         Shapes: returns x, (B, *event).
         """
+        raise _unwritten(self, "forward(x, context, n)")
 
     @property
     def support(self) -> Any:
@@ -248,18 +153,7 @@ class GenerativeModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the parameters."""
-        # Every call of a model asks, so where the first such tensor hangs is remembered (not the tensor itself).
-        where = self.__dict__.get("_typed")
-        tensor = None if where is None else where[0].get(where[1])
-        if tensor is not None:
-            return tensor.dtype
-        for module in self.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None and tensor.is_floating_point():
-                        self.__dict__["_typed"] = tensors, name
-                        return tensor.dtype
-        return torch.get_default_dtype()
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
@@ -384,7 +278,7 @@ class GenerativeModel(nn.Module):
         # pyro.param hangs a weak reference on each parameter, which cannot be pickled; Pyro sets it anew when read.
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)
-        return {k: v for k, v in self.__dict__.items() if k not in ("_svi_name", "_typed")}
+        return {k: v for k, v in self.__dict__.items() if k != "_svi_name"}
 
 
 class Tractable(GenerativeModel):
@@ -392,6 +286,16 @@ class Tractable(GenerativeModel):
 
     Subclasses write :meth:`condition`. What it returns is an ordinary Pyro distribution, so a
     member is a prior, a decoder, a guide or a likelihood wherever a program samples.
+
+    Example:
+        >>> class Laplace(Tractable):
+        ...     def __init__(self):
+        ...         super().__init__((2,))
+        ...         self.loc = nn.Parameter(torch.zeros(2))
+        ...     def condition(self, context=None):
+        ...         return pyro.distributions.Laplace(self.loc, 1.0).to_event(1)
+        >>> Laplace().log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
     """
 
     family: ClassVar[str] = "tractable"
@@ -399,6 +303,7 @@ class Tractable(GenerativeModel):
     @abstractmethod
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         """The distribution p(x | context); its batch shape is the context's, (*B, C) -> (*B)."""
+        raise _unwritten(self, "condition(context)")
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(x | context) in nats, (*B, *event), (*B, C) -> (*B)."""
@@ -426,6 +331,19 @@ class Latent(GenerativeModel):
     """A normalised joint p(x, z | context) with a guide q(z | x, context).
 
     Subclasses write ``forward`` and set ``guide``; the latent sites lie inside the data plate.
+
+    Example:
+        >>> from pyrodgm.guides import MeanField, Sites
+        >>> class Scale(Latent):
+        ...     def forward(self, x=None, context=None, *, n=None):
+        ...         x, context = self.check(x, context)
+        ...         with data_plate(x, context, n):
+        ...             z = pyro.sample("z", pyro.distributions.LogNormal(0.0, 1.0))
+        ...             return pyro.sample("x", pyro.distributions.Normal(0.0, z.unsqueeze(-1)).to_event(1), obs=x)
+        >>> model, x = Scale((3,)), torch.randn(5, 3)
+        >>> model.guide = MeanField(Sites(model, (x,)))
+        >>> model.log_weights(x, particles=10).shape
+        torch.Size([10, 5])
     """
 
     family: ClassVar[str] = "latent"
@@ -491,8 +409,7 @@ class Latent(GenerativeModel):
                     f"site {name!r} lies outside the data plate, so rows have no weights of their own; "
                     "use an ELBO for programs with global latents"
                 )
-            log_prob = site["fn"].log_prob(site["value"])
-            total = total + scale_and_mask(log_prob, mask=site["mask"])  # by choosing: -inf * 0 is nan
+            total = total + site_log_prob(site)
         return total
 
     def posterior(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
@@ -572,6 +489,16 @@ class Energy(GenerativeModel):
         kernel: see :mod:`pyrodgm.kernels.base`.
         sample_steps: kernel steps from :meth:`start` to what ``sample`` returns.
         negative_steps: kernel steps from the data to the negatives of a gradient.
+    Example:
+        >>> from pyrodgm.kernels import MALA
+        >>> class Ring(Energy):
+        ...     kernel = MALA(0.3)
+        ...     def energy(self, x, context=None):
+        ...         return 10 * (x.norm(dim=-1) - 2).square()
+        ...     def start(self, n, context=None):
+        ...         return 2 * torch.nn.functional.normalize(torch.randn(n, 2), dim=-1)
+        >>> Ring((2,)).sample(5).shape
+        torch.Size([5, 2])
     """
 
     family: ClassVar[str] = "energy"
@@ -582,14 +509,17 @@ class Energy(GenerativeModel):
     @abstractmethod
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """E(x), (*B, *event) -> (*B)."""
+        raise _unwritten(self, "energy(x, context)")
 
     @abstractmethod
     def start(self, n: int, context: Tensor | None = None) -> Tensor:
         """Where ``n`` chains begin, (n, *event)."""
+        raise _unwritten(self, "start(n, context)")
 
     @abstractmethod
     def log_partition(self, method: str = "ais", **options: Any) -> tuple[Tensor, Tensor]:
         """log Z and its standard error (0 where it is exact), in nats."""
+        raise _unwritten(self, "log_partition(method)")
 
     @property
     def moves_hidden(self) -> bool:
@@ -644,6 +574,7 @@ class Implicit(GenerativeModel):
     @abstractmethod
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """x for each latent, (B, Z) -> (B, *event), with gradients."""
+        raise _unwritten(self, "generate(z, context)")
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         from pyrodgm.distributions.implicit import Generated

@@ -1,6 +1,6 @@
-"""The table of members: every system of the library, in one place.
+"""The table of members: every class of models in the library, in one place.
 
-``pyrodgm models``, ``pyrodgm fit`` and the README's table read it. A new member is one row.
+``pyrodgm models`` and ``pyrodgm fit`` read it, and a test compares it with the README's table. A new member is one row.
 """
 
 from __future__ import annotations

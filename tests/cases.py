@@ -36,6 +36,8 @@ from pyrodgm.bijectors import (
     Elementwise,
     Fixed,
     Householder,
+    Hutchinson,
+    HutchPlusPlus,
     Inverse,
     LeakyReLU,
     LinearSpline,
@@ -53,8 +55,11 @@ from pyrodgm.bijectors import (
     ScaleShift,
     Shift,
     Sigmoid,
+    Softplus,
     Split,
     Squeeze,
+    Tanh,
+    Trace,
     Univariate,
     checkerboard,
 )
@@ -82,8 +87,10 @@ from pyrodgm.guides import (
     FullCovariance,
     Hierarchical,
     ImplicitGuide,
+    Local,
     MaskingNoise,
     MeanField,
+    PackedGuide,
     SemiAmortized,
     Sites,
 )
@@ -645,6 +652,19 @@ BIJECTORS |= {
     "Elementwise leaky": BijectorCase(lambda: Elementwise(3, LeakyReLU()), None, 3, triangular=True),
 }
 
+
+def _activation(univariate: Callable[[], Univariate]) -> BijectorCase:
+    return BijectorCase(
+        lambda: Elementwise(3, univariate()), lambda: Elementwise(3, univariate(), C, HIDDEN), 3, triangular=True
+    )
+
+
+BIJECTORS |= {
+    "Elementwise sigmoid": _activation(Sigmoid),
+    "Elementwise tanh": _activation(Tanh),
+    "Elementwise softplus": _activation(Softplus),
+}
+
 # Tolerances that ask for the dtype's precision, as the round trips do.
 _PRECISE = ODESolver("dopri8", rtol=1e-13, atol=1e-13)
 
@@ -654,6 +674,14 @@ BIJECTORS |= {
         lambda: Continuous(3, context=C, hidden=HIDDEN, solver=_PRECISE),
         3,
     ),
+}
+
+# Noisy traces of continuous flows, which take them in training; the bijectors above are built with the exact one.
+TRACES: dict[str, Trace] = {
+    "Hutchinson gaussian": Hutchinson(4, rademacher=False),
+    "Hutchinson signs": Hutchinson(4),
+    "HutchPlusPlus gaussian": HutchPlusPlus(6, rademacher=False),
+    "HutchPlusPlus signs": HutchPlusPlus(6),
 }
 
 IMAGE = (2, 2, 2)
@@ -713,6 +741,17 @@ BIJECTORS |= {
     "MultiScale": BijectorCase(_multi_scale, lambda: _multi_scale(C), (1, 4, 4)),
 }
 
+
+def _clusters() -> M2:
+    return M2.mlp(5, C, 2, HIDDEN, labelled=False)
+
+
+def _seeded(build: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
+
+
 GUIDES: dict[str, GuideCase] = {
     "UniformDequantization": GuideCase(_dequantized, lambda: _dequantized().guide),
     "VariationalDequantization": GuideCase(_dequantized, lambda: _dequantized(variational=True).guide),
@@ -721,6 +760,10 @@ GUIDES: dict[str, GuideCase] = {
         lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(Parametric(dist.Normal, 2, 5, HIDDEN))
     ),
     "Amortized flow": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(RealNVP(2, 2, HIDDEN, 5))),
+    "Corrupted": GuideCase(_autoencoder, lambda: _autoencoder().guide),
+    "Local": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Local(VAE.mlp(5, 2, HIDDEN), torch.ones(4, 5))),
+    "ClassAndStyle": GuideCase(_clusters, lambda: _clusters().guide),
+    "NearestCode": GuideCase(lambda: _seeded(_vqvae), lambda: _seeded(_vqvae).guide),  # of one codebook
 }
 
 
@@ -740,6 +783,7 @@ def _scored(guide: ImplicitGuide) -> nn.Module:
 
 GUIDES |= {
     "MeanField": _of_program(lambda sites: MeanField(sites, HIDDEN)),
+    "PackedGuide": _of_program(lambda sites: PackedGuide(sites, None, Parametric(dist.Normal, 2, 5, HIDDEN))),
     "FullCovariance": _of_program(lambda sites: FullCovariance(sites, HIDDEN)),
     "FlowGuide": _of_program(lambda sites: FlowGuide(sites, layers=2, hidden=HIDDEN)),
     "Hierarchical": _of_program(lambda sites: Hierarchical(sites, 2, HIDDEN)),
@@ -927,3 +971,51 @@ def assert_means_agree(a: Tensor, a_error: Tensor | float, b: Tensor, b_error: T
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the first dimension and its standard error."""
     return values.mean(0), values.std(0) / math.sqrt(len(values))
+
+
+def assert_gradients_are_slopes(compute: Callable[[], Tensor], leaves: dict[str, list[Tensor]]) -> None:
+    """The gradient of a number in each group of leaves, along a random unit vector, is a difference of its values.
+
+    The values are found where gradients are off, so whatever takes a shorter way there is held to the longer one.
+    """
+    everything = [leaf.requires_grad_() for group in leaves.values() for leaf in group]
+    gradients = iter(torch.autograd.grad(compute(), everything, materialize_grads=True))
+    generator, step = torch.Generator().manual_seed(5), 3e-6
+
+    @torch.no_grad()
+    def value(group: list[Tensor], directions: list[Tensor], size: float) -> Tensor:
+        for leaf, v in zip(group, directions, strict=True):
+            leaf.add_(size * v)
+        found = compute()
+        for leaf, v in zip(group, directions, strict=True):
+            leaf.sub_(size * v)
+        return found
+
+    for kind, group in leaves.items():
+        directions = [torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype) for leaf in group]
+        length = torch.stack([v.square().sum() for v in directions]).sum().sqrt()
+        directions = [v / length for v in directions]
+        along = torch.stack([(next(gradients) * v).sum() for v in directions]).sum()
+        slope = (value(group, directions, step) - value(group, directions, -step)) / (2 * step)
+        # central differences: an error of the step squared, and the values' roundings over the step
+        torch.testing.assert_close(slope, along, rtol=1e-5, atol=1e-5, msg=lambda m, k=kind: f"of {k}: {m}")
+
+
+def assert_gradients_agree(found: Tensor, exact: Tensor) -> None:
+    """Means of repeated gradients, (R, P), against the exact ones, (P,), with errors far below what they measure."""
+    mean, error = mean_and_error(found)
+    assert error.max() < exact.abs().max() / 20, f"{error.max() / exact.abs().max()} of the largest: a term can hide"
+    assert_means_agree(mean, error, exact)
+
+
+def assert_errors_are_the_spread(estimates: Iterable[tuple[Tensor, Tensor]], exact: Tensor) -> None:
+    """Sixty or more estimates with their standard errors vary as these say: one wrong by a factor of two is seen."""
+    scores = torch.stack([(value - exact) / error for value, error in estimates]).detach()
+    assert len(scores) >= 60
+    assert 0.7 < scores.std() < 1.4  # the sd of 60 unit normals has a standard error of 0.09
+    assert scores.mean().abs() < 0.75  # 0.13 its standard error, and the bias of a logarithm is about half an error
+
+
+def pairs(x: Tensor) -> Tensor:
+    """Products of every two numbers of a row, each with itself among them: (*B, D) -> (*B, D^2)."""
+    return (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)

@@ -6,19 +6,22 @@ import inspect
 import json
 import math
 import shlex
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pyrodgm.cli import demo, main
+from pyrodgm.cli import demo, main, output
+from pyrodgm.diagnostics import comparison
 from pyrodgm.energy import RBM
-from pyrodgm.engine import default_objective
 from pyrodgm.members import MEMBERS, Member
-from pyrodgm.objectives import ContrastiveDivergence
+from pyrodgm.objectives import ContrastiveDivergence, MaximumLikelihood, default_objective
 from pyrodgm.runs import evaluate, fit_command, load_run, read_config, train
 from pyrodgm.runs.config import build_model, build_objective
+from pyrodgm.runs.folder import read_samples
 
 QUICK = ["--steps", "2", "--progress", "false"]
 
@@ -222,11 +225,70 @@ def test_an_unfinished_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*words, str(cut), "--overwrite", "--lr", "0.1"]) == 0
 
 
+def test_the_model_may_stand_after_the_options(tmp_path: Path) -> None:
+    words = ["fit", "--hidden", "[8]", *QUICK, "--overwrite", "--out", str(tmp_path / "VAE"), "MADE", "digits_binary"]
+    assert main(words) == 0
+    config = read_config(tmp_path / "VAE")
+    assert (config["model"], config["arguments"]["hidden"]) == ("MADE", [8])
+
+
+def test_ctrl_c_ends_a_fit_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is written, the exit code is the shell's for Ctrl-C, and the same command goes on."""
+    loss, calls = MaximumLikelihood.loss, []
+
+    def interrupted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*args, **options)
+
+    words = ["fit", "MADE", "digits_binary", "--hidden", "8", "--epochs", "2", "--progress", "false", "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*words, str(whole)]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(MaximumLikelihood, "loss", interrupted)
+    assert main([*words, str(cut)]) == 130
+    assert load_run(cut).metrics["timings"]["steps"] == 3
+    shown = capsys.readouterr()
+    assert "nats/datum" in shown.out
+    assert "without --overwrite, goes on" in shown.err
+    assert main([*words, str(cut)]) == 0
+    a, b = load_run(whole).model.state_dict(), load_run(cut).model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_pictures_of_other_units_are_drawn_by_the_range_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standardised pictures: what is drawn is a line through the numbers, and the data reach from white to black."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(0, 255, (60, 3, 3)).astype(np.float32))
+    out = tmp_path / "run"
+    words = ["--out", str(out), "--layers", "2", "--hidden", "[8]"]
+    assert main(["fit", "RealNVP", f"{tmp_path / 'x.npy'}:standardised", *words, *QUICK]) == 0
+    figures: list[Any] = []
+    monkeypatch.setattr(output, "save", lambda figure, path: figures.append(figure))
+    assert main(["sample", str(out), "-n", "4", "--out", str(tmp_path / "s.png")]) == 0
+    monkeypatch.setattr(comparison, "png", lambda figure: figures.append(figure) or b"")
+    assert main(["compare", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    run = load_run(out)
+    real = run.data().test
+    low, high = real.min(), real.max()
+    assert low < 0
+    for figure, x in zip(figures, (run.sample(4), real, read_samples(out)[1]), strict=True):
+        shown = torch.as_tensor(figure.axes[0].images[0].get_array())[1:4, 1:4]
+        expected = ((x[0].reshape(3, 3) - low) / (high - low)).clamp(0, 1)
+        torch.testing.assert_close(shown.to(expected), expected)
+
+
 @pytest.mark.parametrize(
     ("words", "cure"),
     [
         (["fitt"], "did you mean fit?"),
         (["fit"], "required"),
+        (["fit", "--hidden", "[8]"], "unknown option --hidden"),
+        (["fit", "--clip", "-1", "MAD", "digits", "--out", "x"], "did you mean MADE"),
         (["fit", "MADE", "digits_binary"], "required: out"),
         (["fit", "MAD", "digits", "--out", "x"], "did you mean MADE"),
         (["fit", "MADE", "digit_binary", "--out", "x"], "did you mean digits_binary?"),

@@ -6,12 +6,13 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import BIJECTORS, C, context_of, contexts, ready, variants
+from cases import BIJECTORS, C, assert_gradients_are_slopes, context_of, contexts, ready, variants
 from torch.func import grad, jacrev, vmap
 
 from pyrodgm.bijectors import AdditiveCoupling, Affine, CircularSpline, Compose, Coupling, Inverse
 
 N = 6
+WAYS = ("call_and_ladj", "inverse_and_ladj")
 
 every = variants(BIJECTORS)
 
@@ -80,6 +81,20 @@ def check_context_changes_the_map(name):
     assert bool((y.std(0) > 1e-6).any())
 
 
+def check_gradients_are_slopes(name, conditional=False, way="call_and_ladj"):
+    """In x, in the parameters and in the context, of what the map gives and of its ladj."""
+    case, context = BIJECTORS[name], context_of(conditional, N)
+    bijector = ready(case, conditional)
+    rows = inputs(case) if way == WAYS[0] else outputs(case, bijector.condition(context)).clone()
+
+    def total():
+        y, ladj = getattr(bijector.condition(context), way)(rows)
+        return y.asinh().sum() + ladj.square().sum()
+
+    leaves = {"x": [rows], "the parameters": list(bijector.parameters()), "the context": [context] * conditional}
+    assert_gradients_are_slopes(total, {kind: group for kind, group in leaves.items() if group})
+
+
 def check_nothing_goes_stale(name, conditional=False):
     """One transform object follows its parameters, and the same tensors never give yesterday's numbers."""
     case, context = BIJECTORS[name], context_of(conditional, N)
@@ -130,7 +145,7 @@ def test_one_x_under_many_contexts(name, lead):
         x = each.flatten(0, each.dim() - len(case.image) - 1)[:rows].reshape(*lead, *case.image)
 
 
-@pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "name", [n for n in BIJECTORS if n.startswith(("Autoregressive", "Coupling mixture", "Planar"))]
 )
@@ -222,7 +237,7 @@ def test_autocast_leaves_the_sequential_way_its_digits(name, conditional):
 
 
 @pytest.mark.parametrize("name", ["Planar", "Coupling quadratic flipped", "Coupling rational-quadratic"])
-@pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
+@pytest.mark.parametrize("way", WAYS)
 def test_second_derivatives(name, way):
     """Against finite differences of the first."""
     bijector, x = ready(BIJECTORS[name]), inputs(BIJECTORS[name], 2).requires_grad_()
@@ -319,6 +334,12 @@ def test_deepcopy_and_pickle_after_use(name, conditional):
     for other in (copy.deepcopy(bijector), pickle.loads(pickle.dumps(bijector))):
         torch.testing.assert_close(other.condition(context)(x), y, rtol=0, atol=0)
     torch.testing.assert_close(copy.deepcopy(t)(x), y, rtol=0, atol=0)
+
+
+@every
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_are_slopes(name, conditional, way):
+    check_gradients_are_slopes(name, conditional, way)
 
 
 @every

@@ -33,15 +33,14 @@ from torch.utils._pytree import tree_leaves
 from pyrodgm import evaluation
 from pyrodgm.bijectors import Continuous, ODESolver
 from pyrodgm.core import Tractable
-from pyrodgm.engine import default_objective
-from pyrodgm.objectives import MaximumLikelihood
+from pyrodgm.objectives import MaximumLikelihood, default_objective
 
 N = 6
 
 # Files that make the host wait by right in scoring and sampling: what shows it, and why. The reads are few beside the
 # work that they steer, or a sampler decides by them when to stop.
 READS = {
-    "nets/masked.py": ("draw MADE", "a pass feature by feature reads the order of the features once, D steps follow"),
+    "nets/incremental.py": ("draw MADE", "a pass feature by feature reads the features' order once, D steps follow"),
     "bijectors/mixture_cdf.py": ("draw FlowPlusPlus", "bisection stops when every element has arrived"),
     "bijectors/ode.py": ("score FFJORD", "an adaptive solver chooses its next step by the error of the last"),
     "distributions/autoregressive.py": (
@@ -64,8 +63,8 @@ WAITING_LOSSES = {
     "MAF of a Student's t": READS["tractable/parametric.py"][1],
     "FFJORD": READS["bijectors/ode.py"][1],
     "FFJORD | context": READS["bijectors/ode.py"][1],
-    "IAF": READS["nets/masked.py"][1],
-    "IAF | context": READS["nets/masked.py"][1],
+    "IAF": READS["nets/incremental.py"][1],
+    "IAF | context": READS["nets/incremental.py"][1],
     "M2": "under the plain ELBO the class is drawn by torch's Categorical; SemiSupervised sums over it and waits not",
     "M2 | context": "as M2",
 }

@@ -9,6 +9,7 @@ from cases import (
     MODELS,
     C,
     all_binary,
+    assert_gradients_agree,
     assert_means_agree,
     contexts,
     grow,
@@ -26,6 +27,7 @@ CHAINS = 20_000
 PRECISION = torch.tensor([[2.0, 0.8], [0.8, 1.0]]).double()
 
 every = variants(MODELS, of_family("energy"))
+enumerated = variants(MODELS, lambda case: of_family("energy")(case) and (case.binary or case.levels))
 
 
 def gaussian(x):
@@ -42,9 +44,15 @@ def boltzmann():
     return grow(BoltzmannMachine(5), 0.7).double()
 
 
-def exact_probabilities(model, context=None):
-    """p(x) of every x by enumeration of the visible units, (2^V,)."""
+def every_state(model):
+    """Every x of binary units, or of one-hot groups, (S, V)."""
     states = all_binary(model.event_shape)
+    return states[model.support.check(states)]
+
+
+def exact_probabilities(model, context=None):
+    """p(x) of every x by enumeration of the visible units, (S,)."""
+    states = every_state(model)
     return (-model.energy(states, None if context is None else context.expand(len(states), -1))).softmax(0)
 
 
@@ -92,6 +100,20 @@ def check_kernel_invariance(name):
 
 
 @torch.no_grad()
+def check_moves_leave_the_model(name, conditional=False):
+    """Rows that start in p(x | c) have its frequencies after two moves of the model's own kernel."""
+    model = grow(ready(MODELS[name], conditional), 0.5, seed=1)
+    context = contexts(1)[0] if conditional else None
+    states, p = every_state(model), exact_probabilities(model, context)
+    generator = torch.Generator().manual_seed(2)
+    x = states[p.multinomial(CHAINS, replacement=True, generator=generator)]
+    each = None if context is None else context.expand(CHAINS, -1)
+    moved = model.run_kernel(x, each, 2, generator)
+    assert (moved != x).any(-1).double().mean() > 0.2, "a kernel that stays leaves everything invariant"
+    assert_means_agree(*mean_and_error((moved.unsqueeze(1) == states).all(-1).double()), p)
+
+
+@torch.no_grad()
 def check_samples_have_the_density(context=None):
     model = rbm(0 if context is None else C)
     model.sample_steps = 60
@@ -133,7 +155,7 @@ def check_training_gradient():
         log_prob = model.condition().log_prob(many)
         torch.testing.assert_close(log_prob, -model.energy(many))
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(log_prob.mean(), parameters)]))
-    assert_means_agree(*mean_and_error(torch.stack(found)), exact)
+    assert_gradients_agree(torch.stack(found), exact)
 
 
 def check_no_raw_value_is_a_likelihood():
@@ -181,6 +203,11 @@ def test_kernel_noise_comes_from_the_generator(name):
     torch.manual_seed(99)
     assert torch.equal(first, run())
     assert torch.equal(x, given), "a kernel leaves the positions it was given"
+
+
+@enumerated
+def test_moves_leave_the_model(name, conditional):
+    check_moves_leave_the_model(name, conditional)
 
 
 @pytest.mark.parametrize("context", [None, contexts(1)[0]], ids=["", "context"])

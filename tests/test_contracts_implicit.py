@@ -55,6 +55,14 @@ def trained_critic(gan, steps=600):
 
 
 @torch.no_grad()
+def test_what_a_generators_output_goes_through():
+    plain, squashed = (GAN.mlp(3, 2, HIDDEN, 1, output=output).double() for output in (None, nn.Sigmoid()))
+    squashed.generator[0].load_state_dict(plain.generator.state_dict())
+    z, context = torch.randn(50, 2).double(), torch.randn(50, 1).double()
+    torch.testing.assert_close(squashed.generate(z, context), plain.generate(z, context).sigmoid())
+
+
+@torch.no_grad()
 def value(critic, gan, n=100_000):
     torch.manual_seed(1)
     return Minimax.value(critic(torch.randn(n, 1)), critic(gan.sample(n))).item()

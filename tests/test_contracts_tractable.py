@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from torch.distributions.transforms import ReshapeTransform
 
 from pyrodgm.distributions import FlowDistribution
-from pyrodgm.nets.masked import IncrementalPass
+from pyrodgm.nets.incremental import IncrementalPass
 from pyrodgm.tractable import MADE
 
 DRAWS = 20_000

@@ -1,6 +1,7 @@
 """The same numbers on CUDA as on the CPU, and training there."""
 
 import copy
+import math
 
 import pyro
 import pytest
@@ -8,10 +9,10 @@ import torch
 
 import pyrodgm
 from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, GaussianUnits, Recognition
-from pyrodgm.engine import default_objective
 from pyrodgm.evaluation import WatchCollapse, importance_estimate
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE
+from pyrodgm.latent import VAE, VQVAE
+from pyrodgm.nets import RecurrentNet
 from pyrodgm.objectives import (
     ELBO,
     AdversarialAutoencoder,
@@ -26,8 +27,9 @@ from pyrodgm.objectives import (
     ReweightedWakeSleep,
     UpDown,
     VariationalEM,
+    default_objective,
 )
-from pyrodgm.tractable import FFJORD, MADE, GaussianMixtureConditional, RealNVP
+from pyrodgm.tractable import FFJORD, MADE, GaussianMixtureConditional, RealNVP, Recurrent
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,6 +88,29 @@ def test_losses_do_not_wait_on_cuda(name):
             learn()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("cell", [torch.nn.LSTM, torch.nn.GRU])
+def test_recurrent_layers_with_a_context_on_cuda(cell):
+    """Their states begin at parts of one vector, which cuDNN takes only in pieces of their own."""
+    torch.manual_seed(0)
+    model = Recurrent(6, 5, context=3, net=RecurrentNet(5, [8, 7], 4, 3, cell))
+    x, context = torch.randint(5, (64, 6)).float().cumprod(-1).clamp(max=4), torch.randn(64, 3)
+    expected = model.log_prob(x, context)
+    pyrodgm.fit(copy.deepcopy(model), (x, context), epochs=2, device="cuda", progress=False)
+    model = model.to("cuda")
+    # float32 sums of six terms in another order
+    torch.testing.assert_close(model.log_prob(x.cuda(), context.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert model.sample(4, context.cuda()).shape == (4, 64, 6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_a_codebook_trains_in_mixed_precision_on_cuda(precision):
+    model = VQVAE.mlp(12, 2, 8, 3, [16])
+    run = pyrodgm.fit(model, rows("VAE"), epochs=2, device="cuda", precision=precision, validate=rows("VAE"),
+                      progress=False)  # fmt: skip
+    assert math.isfinite(run.best["held_out"])
+    assert bool(model.log_weights(rows("VAE").cuda()).isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["VAE", "RBM"])

@@ -28,10 +28,13 @@ import test_implicit as implicit_guides
 import test_incremental as increments
 import test_latent_measures as measures
 import test_latent_players as players
+import test_learned_priors as priors
 import test_low_rank as low_ranks
 import test_meads as meads_tests
 import test_minibatch_programs as subsamples
+import test_neural as neural_energies
 import test_noise_contrastive as contrasts
+import test_rbm as restricted_machines
 import test_replay as replays
 import test_resampled as refusals
 import test_reverse_kl as reverse
@@ -44,21 +47,25 @@ from pyrodgm import core
 from pyrodgm.bijectors import (
     RationalQuadraticSpline,
     coupling,
-    image,
     linear,
+    masked_coupling,
+    multiscale,
     normalization,
+    pixels,
+    planar,
     spline_bins,
     spline_rational,
     univariate,
 )
+from pyrodgm.bijectors import autoregressive as autoregressive_maps
 from pyrodgm.distributions import autoregressive, conditionals, flow, kernel_mixture, normal, tokens, unnormalised
-from pyrodgm.energy import bipartite, dbm, dbn, gap, rbm, twins, visible_units
+from pyrodgm.energy import bipartite, dbm, dbn, gap, normalised, rbm, tilted, twins, visible_units
 from pyrodgm.evaluation import target
 from pyrodgm.guides import Contrast, FullCovariance, SemiAmortized, contrast, local, program
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, MEADS, LowRank, RandomWalk, low_rank, meads, metric
 from pyrodgm.latent import completion
-from pyrodgm.nets import masked
+from pyrodgm.nets import incremental, masked
 from pyrodgm.objectives import (
     ELBO,
     Adversarial,
@@ -75,10 +82,12 @@ from pyrodgm.objectives import (
     ReverseKL,
     ReweightedWakeSleep,
     ScoreMatching,
+    SemiSupervised,
     SlicedScoreMatching,
     UpDown,
     elbo,
     infovae,
+    latent_game,
     wake_sleep,
 )
 from pyrodgm.objectives.partition import PartitionMemory
@@ -134,13 +143,13 @@ MUTANTS = {
         linear._ConvolutionTransform, "inverse_and_ladj", "eye[self.order.argsort()]", "eye",
         bijector.check_round_trip, ("LULinear image",)),
     "a masked coupling sees what it moves": Mutant(
-        image._MaskedTransform, "_raw", "torch.where(c.mask, x, 0.0)", "x",
+        masked_coupling._MaskedTransform, "_raw", "torch.where(c.mask, x, 0.0)", "x",
         bijector.check_round_trip, ("MaskedCoupling image",)),
     "a split loses the ladj": Mutant(
-        image._SplitTransform, "_apply", "-3), ladj", "-3), 0 * ladj",
+        multiscale._SplitTransform, "_apply", "-3), ladj", "-3), 0 * ladj",
         bijector.check_ladj, ("Split",)),
     "the margin of pixels left out of ladj": Mutant(
-        image._PixelsTransform, "_ladj", "steep.sum((-3, -2, -1)) - ", "steep.sum((-3, -2, -1)) - 0 * ",
+        pixels._PixelsTransform, "_ladj", "steep.sum((-3, -2, -1)) - ", "steep.sum((-3, -2, -1)) - 0 * ",
         bijector.check_ladj, ("Pixels",)),
     "coupling sees what it moves": Mutant(
         coupling._CouplingTransform, "_join", "(moved, kept) if self.flip", "(kept, moved) if self.flip",
@@ -151,6 +160,22 @@ MUTANTS = {
     "reflections that go back in the same order": Mutant(
         linear._ReflectionsTransform, "inverse_and_ladj", "reversed(self.vectors.unbind(-2))",
         "self.vectors.unbind(-2)", bijector.check_round_trip, ("Householder", True)),
+    "a determinant whose factors do not hear of it": Mutant(
+        linear.LULinear, "condition", "log_diagonal.sum(-1), shift", "log_diagonal.sum(-1).detach(), shift",
+        bijector.check_gradients_are_slopes, ("LULinear",)),
+    "a planar map's ladj that stands still": Mutant(
+        planar._PlanarTransform, "call_and_ladj", "self._ladj(t)", "self._ladj(t.detach())",
+        bijector.check_gradients_are_slopes, ("Planar", True)),
+    "a radial map's ladj that stands still": Mutant(
+        planar._RadialTransform, "inverse_and_ladj", "self._ladj(r,", "self._ladj(r.detach(),",
+        bijector.check_gradients_are_slopes, ("Radial", False, "inverse_and_ladj")),
+    "a batch norm's ladj that stands still": Mutant(
+        normalization._BatchNormTransform, "inverse_and_ladj", "self._ladj(spread, y)",
+        "self._ladj(spread.detach(), y)",
+        bijector.check_gradients_are_slopes, ("BatchNorm", False, "inverse_and_ladj")),
+    "a sequential way that its context does not hear of": Mutant(
+        autoregressive_maps._Sequential, "backward", "else next(grads), None,", "else 0 * next(grads), None,",
+        bijector.check_gradients_are_slopes, ("Autoregressive", True, "inverse_and_ladj")),
     "actnorm ignores its context": Mutant(
         normalization._Diagonal, "_numbers", "self.net(context)", "self.net(0 * context)",
         bijector.check_context_changes_the_map, ("ActNorm",)),
@@ -220,14 +245,15 @@ MUTANTS = {
         "ranks.repeat(self.categories or 1)",
         tractable.check_autoregressive, ("MADE categorical",)),
     "incremental pass misses a unit": Mutant(
-        masked.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
+        incremental.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
         "self.begun[-1], max(self.ends[-1][i] - 1, self.begun[-1])",
         tractable.check_incremental_pass, ("MADE",)),
     "a chunk pushed to one unit too few": Mutant(
-        masked.IncrementalPass, "_push", "later = self.ends[level][features]", "later = self.ends[level][features] + 1",
+        incremental.IncrementalPass, "_push", "later = self.ends[level][features]",
+        "later = self.ends[level][features] + 1",
         increments.check_across_chunks),
     "a chunk pushed twice": Mutant(
-        masked.IncrementalPass, "_push", "self.begun = [", "self.begun[1:] = [", increments.check_across_chunks),
+        incremental.IncrementalPass, "_push", "self.begun = [", "self.begun[1:] = [", increments.check_across_chunks),
     "one try too many": Mutant(
         resampled._ResampledDistribution, "log_prob", "(self.model.tries - 1)", "self.model.tries",
         refusals.check_two_tries),
@@ -265,7 +291,7 @@ MUTANTS = {
     "wrong sign of the KL": Mutant(
         ELBO, "_term", "-kl_divergence(", "kl_divergence(", latent.check_elbo_is_pyros, ("VAE",)),
     "guide's density left out": Mutant(
-        ELBO, "_term", " - _total(guide_site, _log_prob(guide_site))", "",
+        ELBO, "_term", " - site_log_prob(guide_site).sum()", "",
         latent.check_elbo_is_pyros, ("VAE of flows",)),
     "particles summed, not averaged": Mutant(
         ELBO, "loss", "(rows * self.particles)", "rows", latent.check_elbo_is_pyros, ("VAE", 7)),
@@ -329,6 +355,19 @@ MUTANTS = {
         "self.game.critic(self._score(x, guide, context), self._score(x, prior, context))",
         "self.game.critic(self._score(x, prior, context), self._score(x, guide, context))",
         players.check_the_critic_measures_the_kl),
+    "a bound by the rows of the data": Mutant(
+        ImportanceWeighted, "loss", "return self._bound(latent.weigh(drawn, self.particles, x, context))",
+        "return self._bound(latent.weigh(drawn, self.particles, x, context)) * (len(x) / (n or len(x)))",
+        model.check_the_size_of_the_data_weighs_nothing, ("ImportanceWeighted",)),
+    "labels by the rows of the data": Mutant(
+        SemiSupervised, "loss", "return -bound.mean()", "return -bound.mean() * (len(x) / (n or len(x)))",
+        model.check_the_size_of_the_data_weighs_nothing, ("SemiSupervised",)),
+    "a game that leaves the prior alone": Mutant(
+        latent_game._LatentGame, "_run", "log_prior - log_prior.detach()", "0 * log_prior",
+        priors.check_the_priors_gradient_in_the_game),
+    "free bits of rows that do not count": Mutant(
+        FreeBits, "forward", "torch.where(seen, kl, 0.0)", "seen * kl",
+        priors.check_what_is_masked_has_no_weight, (ELBO(free_bits=FreeBits(0.6)), 0.6)),
     # measures of latents
     "units by their noise": Mutant(
         measures, "active_units", "torch.cat(means).double().var(0)",
@@ -420,6 +459,23 @@ MUTANTS = {
     "deep machine misses a link": Mutant(
         dbm.DeepBoltzmannMachine, "_join", "weights[odd].t()", "0 * weights[odd].t()",
         deep_machines.test_energy_sums_every_hidden_layer_out, ((4, [3, 2]), 0)),
+    "deep machine moves without its context": Mutant(
+        dbm.DeepBoltzmannMachine, "potential", "self.joined(context)", "self.joined(None)",
+        energy.check_moves_leave_the_model, ("DeepBoltzmannMachine", True)),
+    "odd units drawn one by one": Mutant(
+        dbm.DeepBoltzmannMachine, "draw_even", "states[one_of(logits.softmax(-1), generator)]",
+        "torch.bernoulli(logits.softmax(-1) @ states, generator=generator)",
+        deep_machines.test_hidden_units_are_drawn_from_their_posterior, ((4, [3, 2]), True, pytest.MonkeyPatch())),
+    "hidden units drawn one by one": Mutant(
+        dbn.DeepBeliefNetwork, "draw_hidden", "states[one_of(p, generator)]",
+        "torch.bernoulli(p @ states, generator=generator)",
+        deep_beliefs.test_hidden_units_are_drawn_from_their_posterior, ((4, [3, 2]),)),
+    "twice the error of importance": Mutant(
+        tilted.TiltedEnergy, "_by_importance", "exp().std() / math", "exp().std() * 2 / math",
+        neural_energies.test_standard_errors_are_the_spread_of_repeats, ("importance",)),
+    "twice the error of reverse AIS": Mutant(
+        normalised, "reverse_annealed_importance_sampling", "relative.std() / math", "relative.std() * 2 / math",
+        restricted_machines.test_reverse_ais_standard_error_is_the_spread_of_repeats),
     "mean field without what comes from above": Mutant(
         dbm.DeepBoltzmannMachine, "mean_field", "inputs + mu[layer + 1] @ self.weights[layer]", "inputs",
         deep_machines.test_mean_field_is_coordinate_ascent_of_a_bound, ((4, [3, 2]),)),

@@ -6,16 +6,19 @@ from pyrodgm.bijectors.continuous import Continuous
 from pyrodgm.bijectors.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyrodgm.bijectors.elementwise import Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from pyrodgm.bijectors.fixed import Fixed
-from pyrodgm.bijectors.image import MaskedCoupling, MultiScale, Pixels, Split, Squeeze, checkerboard
 from pyrodgm.bijectors.linear import Householder, LULinear, Permutation
+from pyrodgm.bijectors.masked_coupling import MaskedCoupling, checkerboard
 from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
+from pyrodgm.bijectors.multiscale import MultiScale, Split
 from pyrodgm.bijectors.normalization import ActNorm, Affine, BatchNorm
 from pyrodgm.bijectors.ode import ODESolver
+from pyrodgm.bijectors.pixels import Pixels
 from pyrodgm.bijectors.planar import Planar, Radial
 from pyrodgm.bijectors.spline import LinearSpline, QuadraticSpline
 from pyrodgm.bijectors.spline_circular import CircularSpline
 from pyrodgm.bijectors.spline_cubic import CubicSpline
 from pyrodgm.bijectors.spline_rational import RationalQuadraticSpline
+from pyrodgm.bijectors.squeeze import Squeeze
 from pyrodgm.bijectors.trace import ExactTrace, Hutchinson, HutchPlusPlus, Trace
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 

@@ -13,9 +13,9 @@ from torch.distributions import constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
-from pyrodgm.core import expand_to
-from pyrodgm.nets.incremental import IncrementalSolve
-from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
+from pyrodgm.nets.incremental import IncrementalPass, IncrementalSolve
+from pyrodgm.nets.masked import MaskedMLP
+from pyrodgm.shapes import expand_to
 
 __all__ = ["Autoregressive"]
 

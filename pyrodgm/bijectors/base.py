@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 __all__ = [
+    "IMAGE",
     "BijectiveTransform",
     "Bijector",
     "Compose",
     "ComposedTransform",
+    "ImageShape",
     "Inverse",
     "InverseTransform",
     "check_size",
+    "image_shape",
     "in_its_precision",
 ]
+
+IMAGE = constraints.independent(constraints.real, 3)
+ImageShape = tuple[int, int, int]
 
 
 def check_size(x: Tensor, size: int, dims: int = 1) -> Tensor:
@@ -41,6 +47,17 @@ def check_size(x: Tensor, size: int, dims: int = 1) -> Tensor:
             f"expected x of shape (*, {size}{rest}), got {tuple(x.shape)}; build the bijector for the size of x"
         )
     return x
+
+
+def image_shape(features: Sequence[int]) -> ImageShape:
+    """(C, H, W) as three numbers.
+
+    Raises: ValueError for anything else, or a size below 1.
+    """
+    if isinstance(features, int) or len(features) != 3 or min(features) < 1:
+        raise ValueError(f"expected an image's (C, H, W), got {features}; pass all three, such as (1, 28, 28)")
+    channels, height, width = features
+    return channels, height, width
 
 
 def in_its_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -66,10 +83,12 @@ class BijectiveTransform(Transform):
     @abstractmethod
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""f(x) and :math:`\log|\det \partial f/\partial x|`: (*B, *event) -> (*B, *event), (*B)."""
+        raise NotImplementedError(f"expected {type(self).__name__} to define call_and_ladj(x)")
 
     @abstractmethod
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         r"""The inverse and *its* ladj: (*B, *event) -> (*B, *event), (*B)."""
+        raise NotImplementedError(f"expected {type(self).__name__} to define inverse_and_ladj(y)")
 
     def _call(self, x: Tensor) -> Tensor:
         return self.call_and_ladj(x)[0]
@@ -158,6 +177,23 @@ class Bijector(ConditionalTransformModule):
         triangular: claim: the Jacobian is lower triangular in the natural order of the features.
         volume_preserving: claim: ladj is 0 everywhere.
         context: size C of the conditioning vector, 0 for none.
+    Example:
+        >>> class Shifted(BijectiveTransform):
+        ...     def __init__(self, loc):
+        ...         super().__init__()
+        ...         self.loc = loc
+        ...     def call_and_ladj(self, x):
+        ...         return x + self.loc, x.new_zeros(x.shape[:-1])
+        ...     def inverse_and_ladj(self, y):
+        ...         return y - self.loc, y.new_zeros(y.shape[:-1])
+        >>> class Shift(Bijector):
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.loc = nn.Parameter(torch.ones(features))
+        ...     def condition(self, context=None):
+        ...         return Shifted(self.loc)
+        >>> Shift(2).condition().inv(torch.ones(3, 2)).sum().item()
+        0.0
     """
 
     triangular: bool = False
@@ -167,6 +203,7 @@ class Bijector(ConditionalTransformModule):
     @abstractmethod
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         """The transform for one context, (*B, C); it works on x of shape (*B, *event)."""
+        raise NotImplementedError(f"expected {type(self).__name__} to define condition(context)")
 
     def check(self, context: Tensor | None) -> Tensor | None:
         """The context as this bijector takes it: None for one that takes none, whoever passes one along.

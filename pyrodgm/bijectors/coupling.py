@@ -11,9 +11,9 @@ from torch.distributions import constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
-from pyrodgm.core import expand_to, join_context
 from pyrodgm.nets.conv import ConvNet
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import expand_to, join_context
 
 __all__ = ["AdditiveCoupling", "AffineCoupling", "Coupling"]
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
 from pyrodgm.bijectors.univariate import Univariate
-from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import expand_to
 
 __all__ = ["Elementwise", "LeakyReLU", "Sigmoid", "Softplus", "Tanh"]
 

@@ -10,8 +10,8 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
-from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import expand_to
 
 __all__ = ["Householder", "LULinear", "Permutation"]
 

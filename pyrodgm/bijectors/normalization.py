@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
-from pyrodgm.core import expand_to
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import expand_to
 
 __all__ = ["ActNorm", "Affine", "BatchNorm"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyrodgm.bridges.torch_to_jax import to_jax
 from pyrodgm.core import Tractable, evaluating
 from pyrodgm.engine.posterior import Posterior
-from pyrodgm.engine.surroundings import random_state, validation
+from pyrodgm.engine.surroundings import validation
+from pyrodgm.seeding import random_state
 
 try:
     import jax

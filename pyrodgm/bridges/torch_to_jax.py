@@ -272,7 +272,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "sin.default": jnp.sin,
     "slice.Tensor": _slice,
     "softplus.default": _softplus,
-    "split.Tensor": lambda x, size, dim=0: jnp.split(x, range(size, x.shape[dim], size), dim),
+    "split.Tensor": lambda x, size, dim=0: jnp.split(x, list(range(size, x.shape[dim], size)), dim),
     "split_with_sizes.default": _split,
     "sqrt.default": jnp.sqrt,
     "square.default": jnp.square,

@@ -41,8 +41,8 @@ def fit(words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the parameters' start, the training and the samples")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     defaults = add_fit(parser)
-    named = bool(words) and not words[0].startswith("-")
-    of_model, of_objective = add_model(parser, words[0], words) if named else ({}, [])
+    named = _first_operand(words)
+    of_model, of_objective = ({}, []) if named is None else add_model(parser, named, words)
     chosen = parse(parser, words)
     job = runs.prepare(
         chosen.model, chosen.data, chosen.out, labels=chosen.labels, overwrite=chosen.overwrite, seed=chosen.seed,
@@ -52,6 +52,21 @@ def fit(words: list[str]) -> None:
     )  # fmt: skip
     run = job.execute()
     print(f"{score(run.metrics['held_out'])}\n{run.path / 'report.html'}")
+    if run.metrics["stopped"] == "interrupted":  # the first Ctrl-C, which ends a run well
+        raise KeyboardInterrupt
+
+
+def _first_operand(words: list[str]) -> str | None:
+    """The first word that is neither an option nor the value of one: MODEL, wherever it stands."""
+    value = False
+    for word in words:
+        if word.startswith("--") or word == "-h":
+            value = "=" not in word and word not in ("-h", "--help", "--overwrite")
+        elif value:
+            value = False
+        else:
+            return word
+    return None
 
 
 def sample(words: list[str]) -> None:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: the words after ``pyrodgm``; default those of the process.
-    Returns: 0 if all went well, 1 if the work failed, 2 for a wrong command.
+    Returns: 0 if all went well, 1 if the work failed, 2 for a wrong command, 130 if it was interrupted.
     Example:
         >>> main(["data"])  # doctest: +ELLIPSIS
         digits ...
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _complain(RuntimeError("interrupted; the same command goes on from the last checkpoint"), 1)
+        told = "interrupted; the same command, without --overwrite, goes on from the last checkpoint"
+        return _complain(RuntimeError(told), 130)
     except SystemExit as error:  # --help
         return int(error.code or 0)
     except (TypeError, OSError, ArithmeticError, ImportError, RuntimeError) as error:

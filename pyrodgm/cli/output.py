@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyrodgm.diagnostics.plots import image_grid, save, scatter
+from pyrodgm.diagnostics.canvas import save
+from pyrodgm.diagnostics.plots import image_grid, in_ink, scatter
+from pyrodgm.files import write_atomically
 from pyrodgm.runs import Run
-from pyrodgm.runs.folder import write_arrays, write_atomic
+from pyrodgm.runs.folder import write_arrays
 
 __all__ = ["FORMATS", "print_table", "score", "write_samples"]
 
@@ -53,19 +55,22 @@ def write_samples(out: Path, x: Tensor, labels: Tensor | None, run: Run) -> None
     if out.suffix == ".png":
         shape = run.config["shape"]["image_shape"]
         columns = max(1, round(len(x) ** 0.5))
-        grid = None if shape is None else image_grid(x, shape, columns, -(-len(x) // columns))
-        save(scatter(run.data().test, x) if grid is None else grid, out)
+        real = run.data().test
+        if shape is None:
+            save(scatter(real, x), out)
+        else:
+            save(image_grid(in_ink(x, real), shape, columns, -(-len(x) // columns)), out)
     elif out.suffix == ".csv":
         flat = x.flatten(1).numpy()
         names = [f"x{i}" for i in range(flat.shape[1])]
         if labels is not None:
             flat, names = np.column_stack((flat.astype(object), _named(labels, run))), [*names, "label"]
         form = ["%.7g"] * x.flatten(1).shape[1] + ["%s"] * (labels is not None)
-        write_atomic(out, lambda part: np.savetxt(part, flat, form, ",", header=",".join(names), comments=""))
+        write_atomically(out, lambda part: np.savetxt(part, flat, form, ",", header=",".join(names), comments=""))
     elif out.suffix == ".npz":
         write_arrays(out, x=x, **({} if labels is None else {"y": _named(labels, run)}))
     else:
-        write_atomic(out, lambda part: part.write_bytes(_npy(x)))
+        write_atomically(out, lambda part: part.write_bytes(_npy(x)))
 
 
 def _npy(x: Tensor) -> bytes:

@@ -27,8 +27,9 @@ def load_file(path: str | Path, seed: int = 0) -> DataSet:
     """A data set from a path, by its ending.
 
     ===================  ====================================================================
-    ``.npz``             one array, or ``x`` with ``y``, or ``train``, ``valid``, ``test`` (also
-                         ``train_x``) with ``train_y``, ...; bit-packed rows where ``d`` gives the columns
+    ``.npz``             one array, or ``x`` with ``y``, or ``train``, ``valid``, ``test`` (also ``train_x`` or
+                         ``x_train``) with ``train_y`` or ``y_train``, ...; bit-packed rows where ``d`` gives
+                         the columns
     ``.npy``             one array
     ``.csv, .parquet``   numbers; a column ``label`` or ``class`` becomes the labels
     a folder             pictures of one size; sub-folders are the classes
@@ -75,7 +76,8 @@ def _npz(path: Path, seed: int) -> DataSet:
             everything = {key: stored[key] for key in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise _told(path, error) from None
-    arrays = {k: a for k, a in everything.items() if a.dtype.kind in "biuf" or k == "y" or k.endswith("_y")}
+    labels_of = {"y", *(key for part in _PARTS for key in (f"{part}_y", f"y_{part}"))}
+    arrays = {k: a for k, a in everything.items() if a.dtype.kind in "biuf" or k in labels_of}
     d = int(arrays.pop("d")) if "d" in arrays else None
 
     def rows(key: str) -> np.ndarray[Any, Any] | None:
@@ -84,7 +86,13 @@ def _npz(path: Path, seed: int) -> DataSet:
 
     if (train := rows("train")) is not None:
         parts = {part: array for part in _PARTS if (array := rows(part)) is not None}
-        labels = {part: arrays[f"{part}_y"] for part in parts if f"{part}_y" in arrays}
+        labels = {part: arrays[k] for part in parts for k in (f"{part}_y", f"y_{part}") if k in arrays}
+        for part, y in labels.items():
+            if y.shape[:1] != (len(parts[part]),):
+                raise ValueError(
+                    f"{path}: expected one label a row, got labels of shape {y.shape} for the {len(parts[part])} rows "
+                    f"of {part}"
+                )
         missing = [part for part in ("valid", "test") if part not in parts]
         if missing:
             index = {part: i.numpy() for part, i in split_rows(len(train), seed).items()}
@@ -92,7 +100,7 @@ def _npz(path: Path, seed: int) -> DataSet:
             where |= {p: index[p] for p in missing}
             parts |= {p: train[i] for p, i in where.items()}
             if "train" in labels:
-                labels |= {p: arrays["train_y"][i] for p, i in where.items()}
+                labels |= {p: labels["train"][i] for p, i in where.items()}
         return _assemble(path, parts, labels if len(labels) == 3 else None)
     if "x" in arrays:
         return _one(path, rows("x"), arrays.get("y"), seed)  # type: ignore[arg-type]
@@ -125,6 +133,12 @@ def _table(path: Path, seed: int) -> DataSet:
         raise _told(path, error) from None
     label = next((c for c in table.columns if str(c).lower() in _LABEL_COLUMNS), None)
     names = None if label is None else table.pop(label)
+    if names is not None and names.isna().any():
+        without = np.flatnonzero(names.isna())
+        raise ValueError(
+            f"{path}: row {without[0]} has no {label} ({len(without)} such rows); drop them or give them one (NA, "
+            "None, null and nan count as none)"
+        )
     for column in table.columns:
         if not pd.api.types.is_numeric_dtype(table[column]) and not pd.api.types.is_bool_dtype(table[column]):
             text = next((v for v in table[column] if not _is_number(str(v))), table[column].iloc[0])
@@ -150,6 +164,11 @@ def _pictures(path: Path, seed: int) -> DataSet:
     for file in files:
         try:
             with Image.open(file) as image:
+                if image.mode[0] in "IF":  # whose numbers above 255 the conversion would cut
+                    raise ValueError(
+                        f"{file}: more than 8 bits a channel (mode {image.mode}); save the pictures as 8-bit files, or "
+                        "the numbers as an array, by numpy.save"
+                    )
                 grey = grey and image.mode in ("1", "L", "LA")
                 arrays.append(np.asarray(image.convert("RGB")))
         except OSError as error:

@@ -77,7 +77,7 @@ class Vocabulary:
     def encode(self, lines: Iterable[str], length: int) -> Tensor:
         """The first ``length`` words of each line, (N, T) float32; shorter lines end with 0s.
 
-        A line of T words or more has no end in its row.
+        A line of T words or more has no end in its row; what a line says behind the word for the end is left out.
         Raises: TypeError for a string instead of several; ValueError for length < 1.
         """
         if isinstance(lines, str):
@@ -87,7 +87,8 @@ class Vocabulary:
         rows = [[self._number.get(word, 1) for word in line.split()[:length]] for line in lines]
         x = torch.zeros(len(rows), length)
         for row, numbers in zip(x, rows, strict=True):
-            row[: len(numbers)] = torch.tensor(numbers, dtype=x.dtype)
+            until = numbers.index(0) if 0 in numbers else len(numbers)
+            row[:until] = torch.tensor(numbers[:until], dtype=x.dtype)
         return x
 
     def decode(self, x: Tensor) -> list[str]:

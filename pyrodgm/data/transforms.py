@@ -51,6 +51,7 @@ def dequantize(x: Tensor, levels: int, generator: torch.Generator | None = None)
             "scale x to whole numbers or change levels"
         )
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+    noise = noise.clamp(min=torch.finfo(x.dtype).eps)  # y = 0 has no finite logit
     top = 1 - torch.finfo(x.dtype).eps / 2  # (x + u) may round up to the next level
     y = torch.minimum((x + noise.to(x.device)) / levels, ((x + 1) / levels) * top)
     return y, x.new_full((len(x),), -x[0].numel() * math.log(levels))

@@ -83,8 +83,17 @@ class BagOfWords(Dataset[Tensor]):
         return list(self.dense(index).unbind(0))
 
     def dense(self, index: Sequence[int] | Tensor) -> Tensor:
-        """Some documents as counts, (rows, V) float32."""
-        index = torch.as_tensor(index)
+        """Some documents as counts, (rows, V) float32; negative numbers count from the last one.
+
+        Raises: IndexError for a document that there is not.
+        """
+        index, documents = torch.as_tensor(index), len(self)
+        wrong = (index < -documents) | (index >= documents)
+        if bool(wrong.any()):
+            raise IndexError(
+                f"expected numbers of documents in {-documents} .. {documents - 1}, got {int(index[wrong][0])}"
+            )
+        index = torch.where(index < 0, index + documents, index)
         start, size = self.indptr[index], self.indptr[index + 1] - self.indptr[index]
         row = torch.repeat_interleave(torch.arange(len(index)), size)
         before = torch.repeat_interleave(size.cumsum(0) - size, size)

@@ -1,7 +1,9 @@
 """Looking at a model: pictures and reports."""
 
 from pyrodgm.diagnostics.calibration import calibration_plot
+from pyrodgm.diagnostics.canvas import png, save
 from pyrodgm.diagnostics.comparison import write_comparison
+from pyrodgm.diagnostics.density import density_2d
 from pyrodgm.diagnostics.flow_path import path_2d, samples_by_layer
 from pyrodgm.diagnostics.latent_space import (
     attribute,
@@ -12,7 +14,7 @@ from pyrodgm.diagnostics.latent_space import (
     manifold,
     manipulate,
 )
-from pyrodgm.diagnostics.plots import curves, density_2d, image_grid, png, real_and_samples, save, scatter
+from pyrodgm.diagnostics.plots import curves, image_grid, real_and_samples, scatter
 from pyrodgm.diagnostics.reconstruction import completions, reconstructions
 from pyrodgm.diagnostics.report import write_report
 from pyrodgm.diagnostics.topic_words import topic_words

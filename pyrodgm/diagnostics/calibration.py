@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pyrodgm.diagnostics.plots import _figure
+from pyrodgm.diagnostics.canvas import new_figure
 from pyrodgm.evaluation.calibration import DENSITY, Calibration
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def calibration_plot(calibration: Calibration) -> Figure:
     ][:_PANELS]
     columns = min(4, len(panels) + 1)
     rows = math.ceil((len(panels) + 1) / columns)
-    figure = _figure(2.6 * columns, 2.2 * rows)
+    figure = new_figure(2.6 * columns, 2.2 * rows)
     n, bins = calibration.simulations, calibration.bins
     expected = n / bins
     spread = 2.576 * math.sqrt(expected * (1 - 1 / bins))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pyrodgm.data import data_sets
+from pyrodgm.diagnostics.canvas import png
 from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, figure, interval, short, write_page
-from pyrodgm.diagnostics.plots import image_grid, png, scatter
+from pyrodgm.diagnostics.plots import image_grid, in_ink, scatter
 from pyrodgm.members import member
 from pyrodgm.runs.folder import read_config, read_metrics, read_samples
 
@@ -127,10 +128,8 @@ def _pictures(rows: Sequence[_Row]) -> str:
             figures.append(figure(png(scatter(real, samples)), f"real data beside samples of {row.name}", over=about))
             continue
         if not figures:
-            figures.append(
-                figure(
-                    png(image_grid(real, shape, *_GRID)), "real data", over='<b class="real">real data</b> test rows'
-                )
-            )
-        figures.append(figure(png(image_grid(samples, shape, *_GRID)), f"samples of {row.name}", over=about))
+            drawn = png(image_grid(in_ink(real, real), shape, *_GRID))
+            figures.append(figure(drawn, "real data", over='<b class="real">real data</b> test rows'))
+        drawn = png(image_grid(in_ink(samples, real), shape, *_GRID))
+        figures.append(figure(drawn, f"samples of {row.name}", over=about))
     return "".join(figures)

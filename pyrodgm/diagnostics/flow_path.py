@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.core import evaluating
-from pyrodgm.diagnostics.plots import _figure, _title
+from pyrodgm.diagnostics.canvas import new_figure, set_title
 from pyrodgm.tractable.flow import Flow
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def path_2d(flow: Flow, n: int = 2000, context: Tensor | None = None, columns: i
     shown = torch.linspace(0, len(stages) - 1, min(columns, len(stages))).round().long().tolist()
     start = stages[0].cpu()
     angle = torch.atan2(start[:, 1] - start[:, 1].mean(), start[:, 0] - start[:, 0].mean())
-    figure = _figure(2.2 * len(shown), 2.5)
+    figure = new_figure(2.2 * len(shown), 2.5)
     for i, stage in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), i + 1)
         x = stages[stage].cpu().numpy()
@@ -66,5 +66,5 @@ def path_2d(flow: Flow, n: int = 2000, context: Tensor | None = None, columns: i
         axes.set_aspect("equal")
         axes.set_axis_off()
         axes.set_title("base" if stage == 0 else f"after layer {stage}", fontsize=10)
-    _title(figure, title)
+    set_title(figure, title)
     return figure

@@ -25,7 +25,7 @@ def arviz() -> Any:
 
 
 def inference_data(groups: Mapping[str, Mapping[str, Tensor]]) -> Any:
-    """Groups of draws as arviz's own container.
+    """Groups of draws as arviz's own container; a "/" in a name, which would be a group of its own, is a ".".
 
     Args:
         groups: name ("posterior", "sample_stats", "observed_data", ...) -> variable -> tensor (chains, draws, *shape);
@@ -38,7 +38,10 @@ def inference_data(groups: Mapping[str, Mapping[str, Tensor]]) -> Any:
         (2, 5)
     """
     module = arviz()
-    arrays = {k: {name: v.detach().cpu().numpy() for name, v in group.items()} for k, group in groups.items()}
+    arrays = {
+        k: {name.replace("/", "."): v.detach().cpu().numpy() for name, v in group.items()}
+        for k, group in groups.items()
+    }
     with many_chains():
         if int(module.__version__.split(".")[0]) >= 1:
             return module.from_dict(arrays)

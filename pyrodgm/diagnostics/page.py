@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyrodgm.runs.folder import write_text
+from pyrodgm.files import write_text
 
 __all__ = ["KINDS", "badge", "bits", "duration", "figure", "interval", "short", "write_page"]
 

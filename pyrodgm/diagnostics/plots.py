@@ -1,28 +1,23 @@
-"""Pictures of data, samples, densities and training, as matplotlib figures that touch no global state."""
+"""Pictures of data, samples and training."""
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating
+from pyrodgm.diagnostics.canvas import FAINT, INK, MODEL, POINTS, REAL, new_figure, set_title, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "density_2d", "image_grid", "png", "real_and_samples", "save", "scatter"]
+__all__ = ["OF_THE_LOSS", "curves", "image_grid", "in_ink", "real_and_samples", "scatter"]
 
-REAL, MODEL, INK, FAINT = "#4a5568", "#c2562d", "#2d3748", "#d9dee5"
 _CYCLE = (MODEL, "#2b6c8f", "#6b8e4e", "#8a5a9e")
-_POINTS = 2000
 _WIDE = 7.6  # inches of a figure that fills a page
 OF_THE_LOSS = ("loss", "negative log-likelihood", "negative bound")
 
@@ -47,13 +42,13 @@ def image_grid(
     tall, wide = next(iter(tiles.values())).shape[:2]
     width = _WIDE / 2 if len(tiles) > 1 else 4.6
     heading = 0.25 * any(tiles) + 0.3 * bool(title)
-    figure = _figure(width * len(tiles), width * tall / wide + heading)
+    figure = new_figure(width * len(tiles), width * tall / wide + heading)
     for i, (name, tile) in enumerate(tiles.items()):
         axes = figure.add_subplot(1, len(tiles), i + 1)
         axes.imshow(tile.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(name, color=REAL if name.startswith("real") else MODEL, fontsize=10, pad=3)
-    _title(figure, title)
+    set_title(figure, title)
     return figure
 
 
@@ -78,7 +73,7 @@ def curves(
     scored = any(_is_number(row.get("held_out")) for row in history)
     shared = scored and len(players) == 1 and held_out_name in OF_THE_LOSS
     panels = 2 if scored and not shared else 1
-    figure = _figure(_WIDE, 2.9)
+    figure = new_figure(_WIDE, 2.9)
     axes = figure.add_subplot(1, panels, 1)
     for i, player in enumerate(players):
         name = "training" if player in ("loss", "model") else player
@@ -88,9 +83,9 @@ def curves(
         best = _line(score, history, "held_out", "held out" if shared else held_out_name, REAL)
         score.plot(*best, "o", color=REAL, markersize=5, label=f"best: {best[1]:.4g}, epoch {best[0]:g}")
         if not shared:
-            _axes(score, "epoch", held_out_name)
-    _axes(axes, "epoch", f"{held_out_name if shared else 'loss'} ({unit})")
-    for each in figure.axes:
+            style_axes(score, "epoch", held_out_name)
+    style_axes(axes, "epoch", f"{held_out_name if shared else 'loss'} ({unit})")
+    for each in (one for one in figure.axes if one.lines):  # a run may end inside its first epoch
         each.legend(
             frameon=False,
             fontsize=8,
@@ -102,7 +97,7 @@ def curves(
             columnspacing=1.0,
             borderaxespad=0.2,
         )
-    _title(figure, title)
+    set_title(figure, title)
     return figure
 
 
@@ -116,24 +111,24 @@ def scatter(real: Tensor, samples: Tensor, title: str = "", names: Sequence[str]
         >>> len(scatter(torch.randn(50, 2), torch.randn(50, 2)).axes)
         2
     """
-    real, samples = (x.detach().cpu().flatten(1)[:_POINTS] for x in (real, samples))
+    real, samples = (x.detach().cpu().flatten(1)[:POINTS] for x in (real, samples))
     features = real.shape[1]
     label = [names[d] if d < len(names) else f"$x_{{{d + 1}}}$" for d in range(features)]
     if features == 2:
         low, high = _limits(real)
         tall = (high[1] - low[1]) / (high[0] - low[0])
-        figure = _figure(_WIDE, min(max(0.42 * _WIDE * tall, 1.5), 4.0) + 0.8)  # no margins beside equal axes
+        figure = new_figure(_WIDE, min(max(0.42 * _WIDE * tall, 1.5), 4.0) + 0.8)  # no margins beside equal axes
         for i, (name, x, colour) in enumerate((("real", real, REAL), ("samples", samples, MODEL))):
             axes = figure.add_subplot(1, 2, i + 1)
             axes.plot(x[:, 0], x[:, 1], ".", markersize=_dot(x), alpha=0.6, color=colour, markeredgewidth=0)
             axes.set_title(name, color=colour, fontsize=10)
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-            _axes(axes, label[0], label[1])
+            style_axes(axes, label[0], label[1])
     else:
         shown = min(features, 4)
-        figure = _figure(2.1 * shown, 2.1 * shown + 0.2 if features > 1 else 3.0)
+        figure = new_figure(2.1 * shown, 2.1 * shown + 0.2 if features > 1 else 3.0)
         _pairs(figure, real, samples, label[:shown])
-    _title(figure, title)
+    set_title(figure, title)
     return figure
 
 
@@ -141,114 +136,13 @@ def real_and_samples(real: Tensor, samples: Tensor, image_shape: Sequence[int] |
     """Real data beside samples: pictures where there is an image shape, else :func:`scatter`."""
     if image_shape is None:
         return scatter(real, samples, title)
+    return image_grid({"real": in_ink(real, real), "samples": in_ink(samples, real)}, image_shape, 10, 10, title)
+
+
+def in_ink(x: Tensor, real: Tensor) -> Tensor:
+    """x in the units of ink: the range of the real rows from 0 to 1, where they do not lie in [0, 1] as they are."""
     low, high = float(real.min()), float(real.max())
-    if low < 0 or high > 1:  # other units than those of ink: the data's range from white to black
-        real, samples = ((x - low) / max(high - low, 1e-12) for x in (real, samples))
-    return image_grid({"real": real, "samples": samples}, image_shape, 10, 10, title)
-
-
-def density_2d(
-    model: GenerativeModel,
-    points: Tensor | None = None,
-    context: Tensor | None = None,
-    bounds: tuple[float, float] = (-4.0, 4.0),
-    resolution: int = 150,
-    particles: int = 100,
-    title: str = "",
-) -> Figure:
-    """p(x) over the plane: exact, by importance sampling, or up to its normaliser, as the family has it.
-
-    Args:
-        model: a Tractable, Latent or Energy model with event shape (2,).
-        points: rows drawn on top, (B, 2).
-        context: one vector (C,).
-        bounds: of both coordinates.
-        resolution: grid points along a side.
-        particles: importance samples for each grid point of a Latent model.
-    Raises: ValueError if events are not pairs; TypeError if the model has no density.
-    Example:
-        >>> from pyrodgm.tractable import RealNVP
-        >>> len(density_2d(RealNVP(2, layers=2), resolution=20).axes)
-        2
-    """
-    if tuple(model.event_shape) != (2,):
-        raise ValueError(f"expected a model of pairs, event shape (2,), got {tuple(model.event_shape)}; use scatter")
-    side = torch.linspace(*bounds, resolution, dtype=model.dtype, device=model.device)
-    grid = torch.cartesian_prod(side, side)
-    rows = None if context is None else context.expand(len(grid), -1)
-    with evaluating(model):
-        if isinstance(model, Tractable):
-            log_prob, name = model.log_prob(grid, rows), "density p(x)"
-        elif isinstance(model, Latent):
-            parts = [
-                model.log_weights(
-                    grid[i : i + 2000], None if rows is None else rows[i : i + 2000], particles=particles
-                ).logsumexp(0)
-                for i in range(0, len(grid), 2000)
-            ]
-            log_prob, name = torch.cat(parts) - math.log(particles), f"density p(x), {particles} particles"
-        elif isinstance(model, Energy):
-            log_prob, name = -model.energy(grid, rows), "density p(x), normalised on this grid"
-            cell = ((bounds[1] - bounds[0]) / (resolution - 1)) ** 2
-            log_prob = log_prob - torch.logsumexp(log_prob, 0) - math.log(cell)
-        else:
-            raise TypeError(f"{type(model).__name__} has no density; draw samples with scatter instead")
-    figure = _figure(4.6, 4.0)
-    axes = figure.add_subplot()
-    shown = log_prob.exp().reshape(resolution, resolution).T.cpu().numpy()
-    mesh = axes.imshow(shown, origin="lower", extent=(*bounds, *bounds), cmap="Blues", interpolation="bilinear")
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.85, pad=0.03)
-    bar.set_label(name, color=INK, fontsize=8)
-    bar.ax.tick_params(labelsize=7, colors=INK)
-    bar.outline.set_visible(False)
-    if points is not None:
-        p = points.detach().cpu()[:_POINTS]
-        axes.plot(p[:, 0], p[:, 1], ".", markersize=1.5, color=INK, alpha=0.35, markeredgewidth=0)
-    axes.set(xlim=bounds, ylim=bounds)
-    _axes(axes, "$x_1$", "$x_2$")
-    _title(figure, title)
-    return figure
-
-
-def png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
-    return buffer.getvalue()
-
-
-def save(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
-    """Write a PNG; the file appears whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(png(figure, dpi))
-    os.replace(part, path)
-    return path
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "pyrodgm[cli]"') from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _title(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(title, fontsize=11, color=INK)
-
-
-def _axes(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=9, color=INK)
-    axes.set_ylabel(y, fontsize=9, color=INK)
-    axes.tick_params(labelsize=8, colors=INK, length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#9aa5b1")
+    return (x - low) / max(high - low, 1e-12) if low < 0 or high > 1 else x
 
 
 def _line(axes: Axes, history: Sequence[Mapping[str, float]], key: str, name: str, colour: str) -> tuple[float, float]:
@@ -293,7 +187,7 @@ def _pairs(figure: Figure, real: Tensor, samples: Tensor, label: Sequence[str]) 
                 axes.set_ylim(low[i], high[i])
             axes.set_xlim(low[j], high[j])
             left = label[i] if j == 0 and i else "density" if shown == 1 else ""
-            _axes(axes, label[j] if i == shown - 1 else "", left)
+            style_axes(axes, label[j] if i == shown - 1 else "", left)
 
 
 def _dot(x: Tensor) -> float:

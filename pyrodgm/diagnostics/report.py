@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyrodgm.diagnostics.canvas import png, save
 from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, figure, interval, short, write_page
-from pyrodgm.diagnostics.plots import OF_THE_LOSS, curves, png, real_and_samples, save
+from pyrodgm.diagnostics.plots import OF_THE_LOSS, curves, real_and_samples
 from pyrodgm.members import member
 from pyrodgm.runs.config import fit_command, train_call
 from pyrodgm.runs.folder import read_config, read_history, read_metrics, read_samples

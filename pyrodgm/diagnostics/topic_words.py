@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pyrodgm.diagnostics.plots import INK, MODEL, _figure, _title
+from pyrodgm.diagnostics.canvas import INK, MODEL, new_figure, set_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def topic_words(
     above, words = (weights - weights.mean(-1, keepdim=True)).topk(n, -1)
     count = min(len(weights), shown)
     lines = -(-count // columns)
-    figure = _figure(1.9 * min(count, columns), lines * (0.35 + 0.17 * n))
+    figure = new_figure(1.9 * min(count, columns), lines * (0.35 + 0.17 * n))
     for k in range(count):
         axes = figure.add_subplot(lines, min(count, columns), k + 1)
         axes.barh(range(n), above[k].tolist(), color=MODEL, height=0.7)
@@ -52,5 +52,5 @@ def topic_words(
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_title(f"topic {k + 1}", fontsize=9, color=INK)
-    _title(figure, title)
+    set_title(figure, title)
     return figure

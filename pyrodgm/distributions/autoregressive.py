@@ -10,9 +10,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.core import expand_to
 from pyrodgm.distributions.conditionals import Conditional
-from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
+from pyrodgm.nets.incremental import IncrementalPass
+from pyrodgm.nets.masked import MaskedMLP
+from pyrodgm.shapes import expand_to
 
 __all__ = ["AutoregressiveDistribution", "MixtureOfOrders"]
 

@@ -115,6 +115,20 @@ class Codes(dist.Categorical):
         torch.float32
     """
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the codes as numbers, (*B)."""
+        return (self.probs * self._codes).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of the codes as numbers, (*B)."""
+        return (self.probs * (self._codes - self.mean.unsqueeze(-1)).square()).sum(-1)
+
+    @property
+    def _codes(self) -> Tensor:
+        return torch.arange(self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> Codes:
         return super().expand(batch_shape, self._get_checked_instance(Codes, _instance))
 

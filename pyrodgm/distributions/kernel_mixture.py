@@ -10,8 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.core import expand_to
 from pyrodgm.distributions.radial_kernels import RadialKernel
+from pyrodgm.shapes import expand_to
 
 __all__ = ["KernelMixture", "pair_log_sums"]
 

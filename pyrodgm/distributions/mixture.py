@@ -9,26 +9,45 @@ from typing import Any, ClassVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal, constraints, transform_to
 from torch.nn import functional as F
 
-from pyrodgm.core import Tractable, expand_to, join_context
+from pyrodgm.core import Tractable
 from pyrodgm.draws import draw_from
+from pyrodgm.shapes import expand_to, join_context
 
 __all__ = ["Aggregate", "MixtureDistribution"]
+
+
+class _Union(constraints.Constraint):
+    """What lies in one of several supports at least, all of them discrete or all continuous."""
+
+    def __init__(self, supports: Sequence[Any], event_dim: int) -> None:
+        self.supports, self.event_dim = list(supports), event_dim
+        self.is_discrete = supports[0].is_discrete
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        each = [_within(s, value, self.event_dim) for s in self.supports]
+        return torch.stack(torch.broadcast_tensors(*each)).any(0)
+
+    def __repr__(self) -> str:
+        return " or ".join(map(repr, self.supports))
 
 
 class MixtureDistribution(TorchDistribution):
     r"""A mixture of K distributions of any kind: :math:`p(x) = \sum_k \pi_k\, p_k(x)`.
 
     A draw with a batch shape asks every component for every row, as a batched distribution cannot
-    be asked for some of its rows; without one, each component draws just its own rows.
+    be asked for some of its rows; without one, each component draws just its own rows. Where the components' supports
+    are not alike, the mixture's is their union, and each component has density 0 outside its own.
 
     Args:
         logits: of the weights :math:`\pi`, (*B, K), in nats up to a constant.
         components: K distributions of one event shape; their batch shapes broadcast with B.
     Shapes: x (*S, *B, *event) -> log_prob (*S, *B) in nats.
-    Raises: ValueError if the components are not K, or their event shapes differ.
+    Raises: ValueError if the components are not K, their event shapes differ, or their supports are not alike and some
+        discrete, others continuous, or without a known point.
     Example:
         >>> import pyro.distributions as dist
         >>> parts = [dist.Normal(0.0, 1.0), dist.Laplace(0.0, 1.0)]
@@ -55,10 +74,15 @@ class MixtureDistribution(TorchDistribution):
         if batch_shape is None:
             batch_shape = torch.broadcast_shapes(logits.shape[:-1], *(c.batch_shape for c in components))
         super().__init__(torch.Size(batch_shape), torch.Size(events.pop()), validate_args=validate_args)
+        self._supports = _unlike(self.components)  # None where they are alike
+        self._points = [_point(s, self.event_shape, logits) for s in self._supports or ()]
 
     @property
     def support(self) -> Any:
-        return self.components[0].support
+        if self._supports is None:
+            return self.components[0].support
+        whole = next((s for s in self._supports if _base(s) is constraints.real), None)
+        return _Union(self._supports, len(self.event_shape)) if whole is None else whole
 
     @property
     def mean(self) -> Tensor:
@@ -72,11 +96,33 @@ class MixtureDistribution(TorchDistribution):
         return MixtureDistribution(self.logits, self.components, tuple(batch_shape), validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = torch.logsumexp(self.parts(value) + F.log_softmax(self.logits, -1), -1)
+        return expand_to(log_prob, self.batch_shape)
+
+    def parts(self, value: Tensor) -> Tensor:
+        """The log-density under each component, -inf outside its support: (*S, *B, *event) -> (*S, *B, K)."""
         if self._validate_args:
             self._validate_sample(value)
-        parts = torch.broadcast_tensors(*(c.log_prob(value) for c in self.components))
-        log_prob = torch.logsumexp(torch.stack(parts, -1) + F.log_softmax(self.logits, -1), -1)
-        return expand_to(log_prob, self.batch_shape)
+        if self._supports is None:
+            each = [c.log_prob(value) for c in self.components]
+        else:
+            inside = self.inside(value).unbind(-1)
+            each = [self._part(*part, value) for part in zip(self.components, inside, self._points, strict=True)]
+        return torch.stack(torch.broadcast_tensors(*each), -1)
+
+    def inside(self, value: Tensor) -> Tensor:
+        """Which components' supports a value of the mixture's lies in: (*S, *B, *event) -> (*S, *B, K)."""
+        if self._supports is None:
+            lead = value.shape[: value.dim() - len(self.event_shape)]
+            return torch.ones(*lead, len(self.components), dtype=torch.bool, device=value.device)
+        each = [_within(s, value, len(self.event_shape)) for s in self._supports]
+        return torch.stack(torch.broadcast_tensors(*each), -1)
+
+    def _part(self, component: Distribution, inside: Tensor, point: Tensor, value: Tensor) -> Tensor:
+        # by another point: what a component makes of values outside may be nan, and so would be its gradient
+        mask = inside.reshape(*inside.shape, *[1] * len(self.event_shape))
+        log_prob = component.log_prob(torch.where(mask, value, point.to(value.dtype)))
+        return torch.where(inside, log_prob, -torch.inf)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
@@ -95,6 +141,69 @@ class MixtureDistribution(TorchDistribution):
         for k, part in enumerate(others, 1):
             result = torch.where(index == k, part, result)
         return result
+
+
+def _unlike(components: Sequence[Distribution]) -> list[Any] | None:
+    """The components' supports; None where they are alike, or where one does not say."""
+    try:
+        supports: list[Any] = [c.support for c in components]
+    except NotImplementedError:
+        return None
+    first, *others = map(_base, supports)  # of equal event shapes, so which dimensions are the event's is no matter
+    if all(_alike(first, other) for other in others):
+        return None
+    if len({s.is_discrete for s in supports}) > 1:
+        raise ValueError(
+            f"expected components that are all discrete or all continuous, got supports {supports}: a probability and "
+            "a density have no sum; dequantize the data, or choose other components"
+        )
+    return supports
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two supports are the same constraint, as far as one can tell without reading a tensor."""
+    if a is b:
+        return True
+    if type(a) is not type(b) or vars(a).keys() != vars(b).keys():
+        return False
+    return all(_same(mine, vars(b)[name]) for name, mine in vars(a).items())
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, constraints.Constraint):
+        return _alike(a, b)
+    return a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b)
+
+
+def _base(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _within(support: Any, value: Tensor, event_dim: int) -> Tensor:
+    """Whether each event lies in a support: (*S, *B, *event) -> (*S, *B)."""
+    inside = support.check(value)
+    rest = event_dim - support.event_dim
+    return inside.flatten(inside.dim() - rest).all(-1) if rest > 0 else inside
+
+
+def _point(support: Any, event_shape: torch.Size, like: Tensor) -> Tensor:
+    """A point of a support.
+
+    Raises: ValueError if none is known.
+    """
+    base = _base(support)
+    if support.is_discrete and not base.event_dim:  # bits, counts, levels and codes begin at 0 or at their bound
+        return like.new_zeros(event_shape) + getattr(base, "lower_bound", 0.0)
+    try:
+        transform = transform_to(support)
+    except NotImplementedError:
+        raise ValueError(
+            f"expected components of one support, or of supports with a known point, got {support}; register it with "
+            "torch.distributions.transform_to"
+        ) from None
+    return transform(like.new_zeros(transform.inverse_shape(event_shape)))
 
 
 class Aggregate(TorchDistribution):

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal, constraints, register_kl
 
-from pyrodgm.core import expand_to
+from pyrodgm.shapes import expand_to
 
 __all__ = ["StandardNormalDistribution"]
 

@@ -12,8 +12,8 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pyrodgm.core import expand_to
 from pyrodgm.nets.recurrent import RecurrentNet
+from pyrodgm.shapes import expand_to
 
 __all__ = ["Sentences", "TokenSequences"]
 

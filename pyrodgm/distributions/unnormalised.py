@@ -8,7 +8,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyrodgm.core import expand_to
+from pyrodgm.kernels.base import refuse_memory
+from pyrodgm.shapes import expand_to
 
 if TYPE_CHECKING:
     from pyrodgm.core import Energy
@@ -25,7 +26,8 @@ class Unnormalised(TorchDistribution):
 
     .. math:: \nabla \log p(x) = -\nabla E(x) + \mathbb E_{x' \sim p} \nabla E(x')
 
-    so a program with such a site learns under stock ``pyro.infer.SVI``.
+    so a program with such a site learns under stock ``pyro.infer.SVI``. Under a context that is itself unknown the
+    constant is none: -log Z(context) is missing from the value, and in eval mode a context with a gradient is refused.
 
     Source: Hinton (2002), Training products of experts, eq. 3-4 (contrastive divergence).
     """
@@ -65,12 +67,27 @@ class Unnormalised(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_prob = -self.model.energy(value, self.context)
-        if self.model.training and torch.is_grad_enabled():
+        learning = torch.is_grad_enabled()
+        if learning and not self.model.training and self.context is not None and self.context.requires_grad:
+            raise TypeError(
+                "expected a fixed context, got one with a gradient: log Z depends on it and is left out here; detach "
+                "it, or call model.train() to have log Z's gradient estimated"
+            )
+        if self.model.training and learning:
+            refuse_memory(self.model.kernel, "negatives")
             event = value.dim() - len(self.event_shape)
             lead = torch.broadcast_shapes(value.shape[:event], self.batch_shape)
             context = None if self.context is None else self.context.expand(*lead, -1).reshape(lead.numel(), -1)
             rows = value.expand(lead + self.event_shape).reshape(lead.numel(), *self.event_shape)
-            negatives = self.model.run_kernel(rows, context, self.model.negative_steps)
+            try:
+                negatives = self.model.run_kernel(rows, context, self.model.negative_steps)
+            except RuntimeError as error:
+                if "functorch" not in str(error) and "vmap" not in str(error):
+                    raise
+                raise ValueError(
+                    "expected an energy model in eval mode inside torch.func, as pyrodgm.mcmc has it, got one that "
+                    "trains by draws of its kernel; call model.eval() before MCMC"
+                ) from error
             missing = self.model.energy(negatives, context).reshape(lead)
             log_prob = log_prob + (missing - missing.detach())  # adds 0 to the value, the log Z term to the gradient
         return expand_to(log_prob, self.batch_shape)

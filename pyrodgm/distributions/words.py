@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.core import expand_to
+from pyrodgm.shapes import expand_to
 
 __all__ = ["WordCounts"]
 
@@ -54,7 +54,9 @@ class WordCounts(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return expand_to((value * self.log_probs).sum(-1), self.batch_shape)
+        # a word of probability 0 that does not occur: 0 * -inf is nan
+        log_probs = torch.where(value == 0, 0.0, self.log_probs)
+        return expand_to((value * log_probs).sum(-1), self.batch_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
-from pyrodgm.energy.normalised import binary_states
+from pyrodgm.energy.normalised import estimate_log_partition
+from pyrodgm.energy.states import binary_states
 from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
-from pyrodgm.kernels.ais import annealed_importance_sampling
-from pyrodgm.kernels.ais_reverse import reverse_annealed_importance_sampling
 
 __all__ = [
     "AnnealedRBM",
     "RBMConditionals",
     "enumerate_layers",
-    "estimate_log_partition",
     "few_states",
     "input_of_few_links",
+    "log_partition_of_layers",
 ]
 
 _MOST_UNITS = 25  # 2^25 states of a layer are minutes of work, each further unit doubles them
@@ -168,33 +168,19 @@ def enumerate_layers(weight: Tensor, b: Tensor, c: Tensor, units: VisibleUnits) 
     return torch.stack(parts).logsumexp(0)
 
 
-def estimate_log_partition(
-    method: str,
-    weight: Tensor,
-    b: Tensor,
-    c: Tensor,
-    base: Tensor,
-    units: VisibleUnits,
-    samples: Tensor | None,
-    chains: int,
-    temperatures: int | Tensor,
-    generator: torch.Generator | None,
+def log_partition_of_layers(
+    method: str, weight: Tensor, b: Tensor, c: Tensor, base: Tensor, units: VisibleUnits, *how: Any
 ) -> tuple[Tensor, Tensor]:
-    """log Z of two layers and its standard error in float64, by "exact", "ais" or "reverse": (), ().
+    """log Z of two layers and its standard error: (), ().
 
-    Raises: ValueError for another method, for "reverse" without samples, for too many units by "exact".
+    Args:
+        method: "exact", "ais" or "reverse".
+        base: locations of the independent visible units from which AIS starts, (V,).
+        how: samples, chains, temperatures and generator of :func:`estimate_log_partition`.
     """
     weight, b, c, base = (t.double() for t in (weight, b, c, base))
-    if method == "exact":
-        log_z = enumerate_layers(weight, b, c, units)
-        return log_z, torch.zeros_like(log_z)
-    if method not in ("ais", "reverse"):
-        raise ValueError(f'expected method "exact" or "ais" or "reverse", got {method!r}')
-    path = AnnealedRBM(weight.detach(), b.detach(), c.detach(), base.detach(), units)
-    if method == "ais":
-        estimate = annealed_importance_sampling(path, chains, temperatures, generator)
-    elif samples is None:
-        raise ValueError('expected samples= of the model for "reverse", got none; pass model.sample(1000)')
-    else:
-        estimate = reverse_annealed_importance_sampling(path, samples.double(), temperatures, generator)
-    return estimate.log_z, estimate.standard_error
+
+    def path() -> AnnealedRBM:
+        return AnnealedRBM(weight.detach(), b.detach(), c.detach(), base.detach(), units)
+
+    return estimate_log_partition(method, lambda: enumerate_layers(weight, b, c, units), path, *how)

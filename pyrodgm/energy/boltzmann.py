@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from pyrodgm.core import Energy
 from pyrodgm.draws import one_of
 from pyrodgm.energy.completion import Incomplete
 from pyrodgm.energy.linked_units import AnnealedMachine, BoltzmannConditionals, draw_units, quadratic_energy
-from pyrodgm.energy.normalised import binary_states, log_odds, normalised_log_prob, seeded
-from pyrodgm.kernels.ais import annealed_importance_sampling
-from pyrodgm.kernels.ais_reverse import reverse_annealed_importance_sampling
+from pyrodgm.energy.normalised import Normalised, estimate_log_partition, one_context, seeded
+from pyrodgm.energy.states import Spins, binary_states, log_odds
 from pyrodgm.kernels.sweep import GibbsSweep, colour
 
 __all__ = ["BoltzmannMachine"]
@@ -26,16 +24,7 @@ _STATES_AT_ONCE = 2**16
 _NUMBERS_AT_ONCE = 2**22  # of rows times states, 32 MB
 
 
-class _Spins(torch.distributions.constraints.Constraint):
-    """-1 or 1."""
-
-    is_discrete = True
-
-    def check(self, value: Tensor) -> Tensor:
-        return (value == -1) | (value == 1)
-
-
-class BoltzmannMachine(Energy):
+class BoltzmannMachine(Normalised):
     r"""A Boltzmann machine of V visible and H hidden units; s = (x, h) is all of them.
 
     .. math::
@@ -99,6 +88,7 @@ class BoltzmannMachine(Energy):
         self.bias = nn.Parameter(torch.zeros(units))
         if context:
             self.bias_context = nn.Parameter(0.01 * torch.randn(units, context))
+        self.register_load_state_dict_pre_hook(_check_links)
 
     pairs: Tensor
     _order: Tensor
@@ -110,7 +100,7 @@ class BoltzmannMachine(Energy):
 
     @property
     def support(self) -> Any:
-        unit = _Spins() if self.low else torch.distributions.constraints.boolean
+        unit = Spins() if self.low else torch.distributions.constraints.boolean
         return torch.distributions.constraints.independent(unit, 1)
 
     @property
@@ -231,35 +221,26 @@ class BoltzmannMachine(Energy):
         Raises: ValueError for another method, more than 20 units by ``"exact"``, or several contexts.
         Source: Neal (2001), Annealed importance sampling; Salakhutdinov and Murray (2008).
         """
-        _, context = self.check(None, context)
-        if context is not None and context.dim() > 1:
-            raise ValueError(
-                f"expected one context of shape ({self.context},), got {tuple(context.shape)}; "
-                "every context has a log Z of its own, so ask for one at a time"
-            )
+        context = one_context(self, context)
         weight, bias = self.weight.double(), self._bias(context).double()
-        if method == "exact":
-            log_z = self._enumerate(weight, bias)
-            return log_z, torch.zeros_like(log_z)
-        if method not in ("ais", "reverse"):
-            raise ValueError(f'expected method "exact" or "ais" or "reverse", got {method!r}')
-        base = bias.detach().clone()
-        if data is not None:
-            ones = (self.check(data, context)[0].double() - self.low) / (1 - self.low)
-            base[: self.visible] = log_odds(ones) / (1 - self.low)
         generator = seeded(self.device, seed)
-        path = AnnealedMachine(BoltzmannConditionals(weight, bias, self.groups, self.low), base)
-        if method == "reverse":
-            if samples is None:
-                raise ValueError('expected samples= of the model for "reverse", got none; pass model.sample(1000)')
-            s = self.check(samples, context)[0]
+        if samples is not None:
+            samples = self.check(samples, context)[0]
             if self.hidden:
-                each = None if context is None else context.expand(len(s), -1)
-                s = torch.cat((s, self.draw_hidden(s, each, generator)), -1)
-            estimate = reverse_annealed_importance_sampling(path, s.double(), temperatures, generator)
-            return estimate.log_z, estimate.standard_error
-        estimate = annealed_importance_sampling(path, chains, temperatures, generator)
-        return estimate.log_z, estimate.standard_error
+                each = None if context is None else context.expand(len(samples), -1)
+                samples = torch.cat((samples, self.draw_hidden(samples, each, generator)), -1)
+
+        def path() -> AnnealedMachine:
+            base = bias.detach().clone()
+            if data is not None:
+                ones = (self.check(data, context)[0].double() - self.low) / (1 - self.low)
+                base[: self.visible] = log_odds(ones) / (1 - self.low)
+            return AnnealedMachine(BoltzmannConditionals(weight, bias, self.groups, self.low), base)
+
+        def exact() -> Tensor:
+            return self._enumerate(weight, bias)
+
+        return estimate_log_partition(method, exact, path, samples, chains, temperatures, generator)
 
     def _enumerate(self, weight: Tensor, bias: Tensor) -> Tensor:
         if not self.enumerable:
@@ -276,10 +257,6 @@ class BoltzmannMachine(Energy):
         again = len(chunks) > 1 and torch.is_grad_enabled() and weight.requires_grad
         parts = [checkpoint(chunk, s, use_reentrant=False) if again else chunk(s) for s in chunks]
         return torch.stack(parts).logsumexp(0)
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
-        r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, V) -> (*B,); see :meth:`RBM.log_prob`."""
-        return normalised_log_prob(self, x, context, method, **options)
 
     @torch.no_grad()
     def marginals(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
@@ -326,3 +303,12 @@ class BoltzmannMachine(Energy):
         """
         rows = Incomplete(self, x, mask, context)
         return rows.draw(generator) if self.enumerable else rows.draw_clamped(steps, generator)
+
+
+def _check_links(machine: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Which units are drawn together follows from the links, so other links are another machine."""
+    saved, own = state.get(f"{prefix}pairs"), cast(Tensor, machine.pairs)
+    if saved is not None and not torch.equal(saved.to(own), own):
+        raise ValueError(
+            "expected the state of a machine with these links, got other links; build it with links= as saved"
+        )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyrodgm.draws import one_of
 from pyrodgm.energy.linked_units import draw_units
-from pyrodgm.energy.normalised import binary_states
+from pyrodgm.energy.states import binary_states
+from pyrodgm.shapes import observed_part
 
 if TYPE_CHECKING:
     from pyrodgm.energy.boltzmann import BoltzmannMachine
@@ -30,7 +31,8 @@ class Incomplete:
         x: (*B, V); what stands where mask is False does not matter.
         mask: True where x is observed, broadcast against x.
         context: (*B, C) or None.
-    Raises: ValueError if what is observed is not in the support.
+    Raises: TypeError for a mask that is not boolean; ValueError if it does not broadcast against x, or what is observed
+        is not in the support.
     Example:
         >>> from pyrodgm.energy import BoltzmannMachine
         >>> rows = Incomplete(BoltzmannMachine(4), torch.ones(2, 4), torch.tensor([True, False, True, False]))
@@ -41,7 +43,7 @@ class Incomplete:
     def __init__(self, machine: BoltzmannMachine, x: Tensor, mask: Tensor, context: Tensor | None = None) -> None:
         x, context = machine.check(x, context)
         self.machine, self.shape, low = machine, x.shape, machine.low
-        self.observed = mask.to(x.device).expand(x.shape).reshape(-1, machine.visible)
+        self.observed = observed_part(x, mask).reshape(-1, machine.visible)
         self.rows = torch.where(self.observed, x.reshape(-1, machine.visible), low)
         if not bool(machine.support.check(self.rows).all()):
             raise ValueError(f"expected observed units of {low:g} or 1, got others; set mask False where missing")

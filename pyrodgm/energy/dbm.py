@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from pyrodgm.core import Energy
 from pyrodgm.draws import one_of
-from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states, input_of_few_links
+from pyrodgm.energy.bipartite import RBMConditionals, few_states, input_of_few_links, log_partition_of_layers
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob, seeded
+from pyrodgm.energy.normalised import Normalised, log_partitions, one_context, seeded
 from pyrodgm.energy.rbm import RBM
+from pyrodgm.energy.states import binary_states
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
@@ -22,11 +22,12 @@ from pyrodgm.kernels.gibbs import BlockGibbs
 __all__ = ["DeepBoltzmannMachine"]
 
 _MOST_ODD = 14  # units of the odd layers, summed out for every row
+_NUMBERS_AT_ONCE = 2**22  # of rows times states of the odd layers
 _BASE_ROWS = 2000  # whose hidden units set the base of AIS; more would only cost time
 _CLAMPED_SWEEPS = 10  # from a mean-field posterior to p(h | x), where that cannot be enumerated
 
 
-class DeepBoltzmannMachine(Energy):
+class DeepBoltzmannMachine(Normalised):
     r"""A deep Boltzmann machine with layers x = h_0, h_1, ..., h_L.
 
     .. math::
@@ -223,8 +224,13 @@ class DeepBoltzmannMachine(Energy):
         x, context = self.check(x, context)
         conditionals, v = self.potential(context), self.sizes[0]
         if len(conditionals.weight) <= _MOST_ODD:
-            logits, states = self._odd_logits(x, context)
-            odd = states[one_of(logits.softmax(-1), generator)]
+            each = None if context is None else context.expand(len(x), -1)
+            numbers = 2 ** len(conditionals.weight) * (1 if each is None else max(1, sum(self.sizes[2::2])))
+            step, parts = max(1, _NUMBERS_AT_ONCE // numbers), []
+            for i in range(0, len(x), step):
+                logits, states = self._odd_logits(x[i : i + step], None if each is None else each[i : i + step])
+                parts.append(states[one_of(logits.softmax(-1), generator)])
+            odd = torch.cat(parts) if parts else x.new_empty(0, len(conditionals.weight))
         else:
             mean = torch.cat(self.mean_field(x, context)[::2], -1)
             odd = torch.empty_like(mean).uniform_(generator=generator).lt_(mean)
@@ -327,9 +333,7 @@ class DeepBoltzmannMachine(Energy):
         Shapes: returns (), ().
         Source: Salakhutdinov and Hinton (2009).
         """
-        _, context = self.check(None, context)
-        if context is not None and context.dim() > 1:
-            raise ValueError(f"expected one context of shape ({self.context},), got {tuple(context.shape)}")
+        context = one_context(self, context)
         generator = seeded(self.device, seed)
         weight, b, c = self.joined(context)
         base = b.detach().double().clone()
@@ -338,7 +342,7 @@ class DeepBoltzmannMachine(Energy):
         if samples is not None:
             each = None if context is None else context.expand(len(samples), -1)
             samples = self.draw_even(samples, each, generator)
-        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)
+        return log_partition_of_layers(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)
 
     def _base(self, data: Tensor, context: Tensor | None) -> Tensor:
         """Locations of independent even layers as the rows have them: (N, V) -> (E,)."""
@@ -346,7 +350,3 @@ class DeepBoltzmannMachine(Energy):
         some = data[:_BASE_ROWS]
         mu = self.mean_field(some, None if context is None else context.expand(len(some), -1))
         return torch.cat([self.units.location(layer) for layer in (data, *mu[1::2])])
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
-        r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, V) -> (*B,); see :meth:`RBM.log_prob`."""
-        return normalised_log_prob(self, x, context, method, **options)

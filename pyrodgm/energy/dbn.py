@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrodgm.core import Energy
 from pyrodgm.draws import one_of
 from pyrodgm.energy.bipartite import RBMConditionals
-from pyrodgm.energy.normalised import binary_states, log_partitions, normalised_log_prob
+from pyrodgm.energy.normalised import Normalised, log_partitions
 from pyrodgm.energy.rbm import RBM
 from pyrodgm.energy.recognition import Recognition, bernoulli_log_prob
+from pyrodgm.energy.states import binary_states
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 
 __all__ = ["DeepBeliefNetwork"]
@@ -23,7 +23,7 @@ __all__ = ["DeepBeliefNetwork"]
 _MOST_PAIRS = 20  # units of a hidden layer and the next, all of whose states meet in one table
 
 
-class DeepBeliefNetwork(Energy):
+class DeepBeliefNetwork(Normalised):
     r"""A deep belief network with layers x = h_0, h_1, ..., h_L.
 
     .. math::
@@ -243,10 +243,6 @@ class DeepBeliefNetwork(Energy):
             samples=samples,
             seed=seed,
         )
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
-        r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, V) -> (*B,); see :meth:`RBM.log_prob`."""
-        return normalised_log_prob(self, x, context, method, **options)
 
 
 def _table(low: Tensor, layer: nn.Module, states: Tensor) -> Tensor:

@@ -61,6 +61,10 @@ class JointEnergy(TiltedEnergy):
                 f"expected classes >= 1 and a context of 0 (p(x)) or {classes} (one-hot labels, p(x | y)), got "
                 f"classes={classes} and context={context}"
             )
+        if base is not None and base.context:
+            raise ValueError(
+                f"expected a base without context, got one of {base.context}: p(y | x) is the classifier's alone"
+            )
         super().__init__(event_shape, base, kernel, context)
         self.net, self.classes = net, classes
 

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from pyrodgm.core import Energy
-from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states, input_of_few_links
+from pyrodgm.energy.bipartite import RBMConditionals, few_states, input_of_few_links, log_partition_of_layers
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import normalised_log_prob, seeded
+from pyrodgm.energy.normalised import Normalised, one_context, seeded
 from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
 
 __all__ = ["RBM"]
 
 
-class RBM(Energy):
+class RBM(Normalised):
     r"""Restricted Boltzmann machine: binary hidden units, visible ones of any exponential family.
 
     .. math::
@@ -214,30 +213,12 @@ class RBM(Energy):
             >>> torch.allclose(log_z.float(), (-rbm.energy(all_x)).logsumexp(0))
             True
         """
-        _, context = self.check(None, context)
-        if context is not None and context.dim() > 1:
-            raise ValueError(
-                f"expected one context of shape ({self.context},), got {tuple(context.shape)}; "
-                "every context has a log Z of its own, so ask for one at a time"
-            )
+        context = one_context(self, context)
         b, c = self._biases(context)
         base = b if data is None else self.units.location(self.check(data, context)[0].double())
         if samples is not None:
             samples, _ = self.check(samples, context)
         generator = seeded(self.device, seed)
-        return estimate_log_partition(
+        return log_partition_of_layers(
             method, self.weight, b, c, base, self.units, samples, chains, temperatures, generator
         )
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
-        r"""Normalised log-probability :math:`-E(x) - \log Z` in nats.
-
-        Args:
-            x: (*B, V).
-            context: (*B, C); every distinct one costs a log Z.
-            method: how log Z is found; by ``"ais"`` it carries the error that :meth:`log_partition` reports.
-            options: of :meth:`log_partition`.
-        Shapes: returns (*B,).
-        Raises: ValueError by ``"exact"`` if both layers have more than 25 units.
-        """
-        return normalised_log_prob(self, x, context, method, **options)

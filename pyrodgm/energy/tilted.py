@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from pyrodgm.core import Energy, Tractable, evaluating
 from pyrodgm.draws import draw_from
-from pyrodgm.energy.normalised import normalised_log_prob
+from pyrodgm.energy.normalised import normalised_log_prob, one_context
 from pyrodgm.kernels.ais import annealed_importance_sampling
-from pyrodgm.kernels.base import Kernel
+from pyrodgm.kernels.base import Kernel, refuse_memory
 from pyrodgm.kernels.langevin import MALA
+from pyrodgm.seeding import random_state
 from pyrodgm.tractable.parametric import StandardNormal
 
 __all__ = ["TiltedEnergy"]
@@ -133,18 +133,14 @@ class TiltedEnergy(Energy):
             by ``"grid"``, or a density whose box never ends.
         Source: Neal (2001), Annealed importance sampling; Trefethen and Weideman (2014), SIAM Review 56(3).
         """
-        _, context = self.check(None, context)
-        if context is not None and context.dim() > 1:
-            raise ValueError(
-                f"expected one context of shape ({self.context},), got {tuple(context.shape)}; "
-                "every context has a log Z of its own, so ask for one at a time"
-            )
+        context = one_context(self, context)
         if method == "grid":
             return self._by_grid(context, points)
         if method not in ("ais", "importance"):
             raise ValueError(f'expected method "ais", "importance" or "grid", got {method!r}')
-        with evaluating(self), _seeded(seed):
+        with evaluating(self), nullcontext() if seed is None else random_state(self.device, seed):
             if method == "ais":
+                refuse_memory(self.kernel, "AIS")
                 estimate = annealed_importance_sampling(_Path(self, context), chains, temperatures)
                 return estimate.log_z, estimate.standard_error
             return self._by_importance(context, proposal, draws)
@@ -181,7 +177,7 @@ class TiltedEnergy(Energy):
 
     def _box(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Centre and half width of a box whose rim holds nothing, each (D,)."""
-        with evaluating(self), _seeded(0):
+        with evaluating(self), random_state(self.device, 0):
             draws = self.start(_BOX_DRAWS, None if context is None else context.expand(_BOX_DRAWS, -1)).flatten(1)
             centre, half = draws.mean(0), 6 * draws.std(0)
             for _ in range(20):
@@ -257,14 +253,3 @@ class _Path:
         kernel = self.model.kernel
         moved: Tensor = kernel.step(kernel.init(energy, x), generator)[0].positions
         return moved
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """torch's generators seeded inside the block and as they were after it; None leaves them alone."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from pyrodgm.core import Energy
-from pyrodgm.energy.bipartite import RBMConditionals, estimate_log_partition, few_states
+from pyrodgm.energy.bipartite import RBMConditionals, few_states, log_partition_of_layers
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
-from pyrodgm.energy.normalised import normalised_log_prob, seeded
+from pyrodgm.energy.normalised import Normalised, seeded
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
 
 __all__ = ["TwinRBM"]
 
 
-class TwinRBM(Energy):
+class TwinRBM(Normalised):
     r"""An RBM with A copies of its visible layer and B of its hidden layer, all with the same weights and biases.
 
     .. math:: E(v_1, \dots, v_A) = -\sum_a b^\top v_a - B \sum_j \log(1 + e^{c_j + W_j \sum_a v_a})
@@ -122,8 +121,4 @@ class TwinRBM(Energy):
         generator = seeded(self.device, seed)
         weight, b, c = self._tied()
         base = b if data is None else self.units.location(self.check(data, None)[0].double())
-        return estimate_log_partition(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)
-
-    def log_prob(self, x: Tensor, context: Tensor | None = None, *, method: str = "exact", **options: Any) -> Tensor:
-        r"""Normalised log-probability :math:`-E(x) - \log Z` in nats, (*B, A V) -> (*B,); see :meth:`RBM.log_prob`."""
-        return normalised_log_prob(self, x, context, method, **options)
+        return log_partition_of_layers(method, weight, b, c, base, self.units, samples, chains, temperatures, generator)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyrodgm.energy.normalised import log_odds
+from pyrodgm.energy.states import log_odds
 
 __all__ = ["BernoulliUnits", "GaussianUnits", "SoftmaxUnits", "VisibleUnits", "draw_bernoulli"]
 

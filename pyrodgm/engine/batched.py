@@ -14,16 +14,22 @@ from torch.utils._pytree import tree_map
 
 from pyrodgm.engine.surroundings import validation
 
-__all__ = ["BatchedEnergy"]
+__all__ = ["BatchedEnergy", "has_no_rule"]
 
 _REASON = 300  # characters of an error that a warning repeats
+
+
+def has_no_rule(error: RuntimeError) -> bool:
+    """Whether torch.func says that it has no rule for an ``autograd.Function``: then it names this page."""
+    return "notes/extending.func" in str(error)
 
 
 class BatchedEnergy:
     """An energy over chains, with its gradient in one pass.
 
     The function is traced once for the shape of the chains; where that fails, it runs as it is, with one warning
-    that names the reason.
+    that names the reason. Where ``torch.func`` refuses it, as an ``autograd.Function`` without ``setup_context``, the
+    chains run one by one, with one warning too.
 
     Args:
         energy: (*event) -> (), or, with ``batched``, (chains, *event) -> (chains,).
@@ -38,6 +44,7 @@ class BatchedEnergy:
     def __init__(self, energy: Callable[[Tensor], Tensor], compile: bool = True, batched: bool = False) -> None:
         self.compile = compile
         self._untraced = _Untraced(energy, batched)
+        self._looped = _Looped(energy, batched)
         self._graphs: dict[Any, Callable[..., Any]] = {}
         self._failed = False
 
@@ -72,19 +79,40 @@ class BatchedEnergy:
                 graph = self._graphs[key] = self._trace(function, [t.clone().contiguous() for t in tensors])
         return graph
 
-    def _eager(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def eager(*tensors: Tensor) -> Any:
+    def _plain(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def plain(*tensors: Tensor) -> Any:
             with validation(False), _SoftCholesky():  # its checks read values, which no batched tensor has
                 return tree_map(Tensor.contiguous, function(self._untraced, *tensors))
 
+        return plain
+
+    def _eager(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        plain = self._plain(function)
+
+        def eager(*tensors: Tensor) -> Any:
+            try:
+                return plain(*tensors)
+            except RuntimeError as error:
+                if self._untraced is self._looped or not has_no_rule(error):
+                    raise
+                self._fall_back("the energies of the chains are computed one by one", error)
+                self._untraced = self._looped
+                return plain(*tensors)
+
         return eager
+
+    def _fall_back(self, what: str, error: Exception) -> None:
+        """Trace no more, and say why."""
+        self._failed = True
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}"
+        warnings.warn(f"{what}: {reason}", stacklevel=3)
 
     def _trace(self, function: Callable[..., Any], tensors: list[Tensor]) -> Callable[..., Any]:
         eager = self._eager(function)
         if self._failed:
             return eager
         try:
-            graph: Any = make_fx(eager)(*tensors)
+            graph: Any = make_fx(self._plain(function))(*tensors)
             if self.compile:
                 import torch._inductor
 
@@ -93,9 +121,8 @@ class BatchedEnergy:
             graph(*tensors)
         except Exception as error:  # tracing runs arbitrary code of the program: whatever it raises means eager
             eager(*tensors)  # a program that is wrong raises here, as itself
-            self._failed = True
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_REASON]}"
-            warnings.warn(f"tracing the energy fell back to eager: {reason}", stacklevel=2)
+            if not self._failed:
+                self._fall_back("tracing the energy fell back to eager", error)
             return eager
         return graph
 
@@ -113,6 +140,24 @@ class _Untraced:
     def energy_and_gradient(self, positions: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         gradient, energy = self._both(positions, *rows)
         return energy, gradient
+
+
+class _Looped(_Untraced):
+    """The potential chain by chain, by autograd's tape."""
+
+    def __init__(self, energy: Callable[..., Tensor], batched: bool) -> None:
+        def one_by_one(*tensors: Tensor) -> Tensor:
+            return torch.stack([energy(*one) for one in zip(*tensors, strict=True)])
+
+        self._energy = energy if batched else one_by_one
+        self._both = self._by_tape
+
+    def _by_tape(self, positions: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = positions.detach().requires_grad_()
+            energy = self._energy(x, *rows)
+            (gradient,) = torch.autograd.grad(energy.sum(), x)
+        return gradient, energy.detach()
 
 
 def _alone(energy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

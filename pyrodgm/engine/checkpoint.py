@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["CheckpointError", "fingerprint", "load_latest", "save", "write_atomically"]
+from pyrodgm.files import PREFIX, write_atomically
+
+__all__ = ["CheckpointError", "fingerprint", "load_latest", "save"]
 
 _FORMAT = "pyrodgm-checkpoint"
 _VERSION = 2
 _KEPT = 2  # the newest and, in case that one is damaged, the one before
-_TEMPORARY = ".writing-"
 
 
 class CheckpointError(RuntimeError):
@@ -48,24 +48,10 @@ def save(folder: Path, step: int, state: dict[str, Any], alone: bool = False) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:010d}.pt"
-    write_atomically(target, {"format": _FORMAT, "version": _VERSION, **state})
+    write_atomically(target, lambda part: torch.save({"format": _FORMAT, "version": _VERSION, **state}, part))
     for old in [p for p in _files(folder) if p != target] if alone else _files(folder)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return target
-
-
-def write_atomically(target: Path, payload: Any) -> None:
-    """``torch.save`` that leaves either the old file or the whole new one, whatever happens between."""
-    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load_latest(folder: Path, expected: str) -> tuple[dict[str, Any], Path] | None:
@@ -76,7 +62,7 @@ def load_latest(folder: Path, expected: str) -> tuple[dict[str, Any], Path] | No
     Raises: CheckpointError if files are there and none can be used.
     """
     if folder.is_dir():
-        for unfinished in folder.glob(f"{_TEMPORARY}*"):
+        for unfinished in folder.glob(f"{PREFIX}*"):
             unfinished.unlink(missing_ok=True)
     refused: list[tuple[Path, CheckpointError]] = []
     for path in reversed(_files(folder)):

@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrodgm.core import GenerativeModel, sample_sites
+from pyrodgm.core import GenerativeModel
 from pyrodgm.objectives.base import Objective
+from pyrodgm.traces import sample_sites
 
 __all__ = ["bad_parameter", "find_nonfinite"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,40 +13,25 @@ from typing import Any
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrodgm.core import Energy, GenerativeModel, Implicit, Latent, Tractable, evaluating
+from pyrodgm.core import GenerativeModel, Latent, evaluating
+from pyrodgm.engine.batches import Batches, as_batches
+from pyrodgm.engine.fabric import make_fabric
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.result import Fit
-from pyrodgm.engine.rows import Batches, as_batches
 from pyrodgm.engine.settings import Settings, check_seed
-from pyrodgm.engine.surroundings import random_state
-from pyrodgm.latent.quantized import VQVAE
-from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood, VectorQuantization
+from pyrodgm.evaluation.likelihood import unnormalised_site
 from pyrodgm.objectives.base import Objective
+from pyrodgm.objectives.default import default_objective
+from pyrodgm.seeding import random_state
 
-__all__ = ["default_objective", "fit"]
+__all__ = ["fit"]
 
 _EPOCHS = 20  # where neither epochs nor steps are given
 _START_ROWS = 128  # at least so many set what starts from data, where there are so many
 _RANK_SEED = 1_000_003  # apart from any seed + 1 that a user may take next
-
-
-def default_objective(model: GenerativeModel) -> Objective:
-    """The objective that follows from the family."""
-    if isinstance(model, Tractable):
-        return MaximumLikelihood()
-    if isinstance(model, VQVAE):
-        return VectorQuantization(prior=True)
-    if isinstance(model, Latent):
-        return ELBO()
-    if isinstance(model, Energy):
-        return ContrastiveDivergence(k=5, persistent=not model.context)
-    if isinstance(model, Implicit):
-        return Adversarial.mlp(model)
-    raise TypeError(f"expected a model of one of the four families, got {type(model).__name__}; pass objective=")
 
 
 def _check_types(model: Any, objective: Any, optimizer: Any, callbacks: Any) -> None:
@@ -127,7 +111,7 @@ def fit(
         lr_schedule: makes a schedule of (optimiser, total steps), stepped after each step.
         clip: largest gradient norm.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"; model and objective stay there afterwards.
-        precision: as Lightning Fabric takes it, such as "bf16-mixed".
+        precision: as Lightning Fabric takes it, such as "bf16-mixed" (not for Boltzmann machines).
         strategy: as Lightning Fabric takes it: "ddp" under ``torchrun``, "ddp_spawn" in a script.
         devices: processes of a node; each takes an equal share of every batch, with noise of its own.
         compile: trace the loss through the program and compile it (one player); where that fails,
@@ -135,7 +119,8 @@ def fit(
         checkpoint: folder of this run's atomic checkpoints.
         checkpoint_every: steps between checkpoints besides those at the epochs' ends.
         resume: go on bit-exactly from the newest checkpoint in the folder, if there is one; a
-            finished run returns at once, or goes on where ``epochs`` or ``steps`` are more.
+            finished run returns at once, or goes on where ``epochs`` or ``steps`` are more, unless its
+            schedule of the learning rate was to end with it.
         callbacks: called with the run so far after each epoch; a True ends it.
         early_stopping: epochs without a better held-out score after which the run ends.
         csv: file for the history, a row an epoch.
@@ -143,7 +128,8 @@ def fit(
         progress: show a bar with the loss in its unit on stderr.
     Raises: ValueError or TypeError for bad data, arguments or folders, before the first step;
         FloatingPointError when a loss is not finite, with the parameter, layer or site named;
-        CheckpointError if there are checkpoints and none can be used.
+        CheckpointError if there are checkpoints and none can be used, or the newest is of a run with another seed,
+        number of processes or schedule.
     Example:
         >>> from pyrodgm.tractable import RealNVP
         >>> run = fit(RealNVP(features=2), torch.randn(64, 2), epochs=2, progress=False)
@@ -177,7 +163,8 @@ def fit(
         progress=progress,
     )
     settings.check(validate is not None)
-    fabric = _fabric(str(device), precision, strategy, devices)
+    _check_precision(model, precision)
+    fabric = make_fabric(str(device), precision, strategy, devices)
     with tempfile.TemporaryDirectory() as folder:
         job = _Job(model, objective, data, context, validate, settings, os.getpid(), Path(folder) / "run.pt")
         run: Fit | None = fabric.launch(job)
@@ -221,6 +208,7 @@ class _Job:
                 held_out = as_batches(
                     self.model, self.validate, None, s.batch_size, fabric.device, even=False, name="validate", **where
                 )
+                _check_scores(self.model, held_out, s.seed, fabric.device)
             s.make_folders()
             _initialize(self.model, batches, s.seed, fabric.device)
             total = s.steps if s.steps is not None else (s.epochs or _EPOCHS) * batches.per_epoch
@@ -260,28 +248,25 @@ def _initialize(model: GenerativeModel, batches: Batches, seed: int, device: tor
         model.initialize(torch.cat(rows).to(device, dtype), torch.cat(contexts).to(device, dtype) if contexts else None)
 
 
-def _fabric(device: str, precision: Any, strategy: Any, devices: int) -> Any:
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
-
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
-        raise ValueError(f'expected device "auto", "cpu", "cuda" or "cuda:INDEX", got {device!r}')
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device {device!r} is not there on this machine; use "auto" or "cpu"')
-    if kind == "auto":  # not mps, which has no float64
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if strategy in ("ddp", "ddp_spawn"):
-        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        own_buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-        strategy = DDPStrategy(
-            start_method="popen" if strategy == "ddp" else "spawn",
-            find_unused_parameters=True,  # one player's loss leaves the others' parameters out
-            **own_buffers,  # each process has chains of its own
+def _check_scores(model: GenerativeModel, held_out: Batches, seed: int, device: torch.device) -> None:
+    """Refuse held-out rows for a program with an energy in it: its log Z moves, so scores do not compare."""
+    if not isinstance(model, Latent):
+        return
+    model.to(device)
+    x, context = next(iter(held_out.epoch(seed, 0)))
+    row = x[:1].to(device, model.dtype), None if context is None else context[:1].to(device, model.dtype)
+    name = unnormalised_site(model, *row)
+    if name is not None:
+        raise ValueError(
+            f"expected a program of normalised densities to score held-out rows, got {name!r}, whose log Z moves as it "
+            "trains; fit without validate="
         )
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else devices,
-        precision=precision,
-        strategy=strategy,
-    )
+
+
+def _check_precision(model: GenerativeModel, precision: Any) -> None:
+    coarse = [type(m).__name__ for m in model.modules() if not getattr(m, "mixed_precision", True)]
+    if coarse and "mixed" in str(precision):
+        raise ValueError(
+            f'expected precision="32-true" or "64-true" for {coarse[0]}, whose units are drawn by probabilities that '
+            f"{precision!r} would round"
+        )

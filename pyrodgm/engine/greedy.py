@@ -33,7 +33,7 @@ def fit_stack(
     deep belief network, a stack of :class:`TwinRBM` a deep Boltzmann machine.
 
     Args:
-        stack: machines that fit onto each other; rows are repeated where a machine has copies of its visible layer.
+        stack: machines that fit onto each other; rows are repeated where twins have copies of their visible layer.
         data: (N, V).
         objective: makes the objective of one machine.
         tied: start each RBM but the first as the one below turned over (:meth:`RBM.tie`), its persistent chains at the
@@ -61,10 +61,11 @@ def fit_stack(
     generator = torch.Generator(data.device).manual_seed(options.get("seed", 0))
     for i, machine in enumerate(stack):
         visible = machine.event_shape[0]
-        if rows.dim() != 2 or visible % rows.shape[1]:
+        copies = isinstance(machine, TwinRBM)
+        if rows.dim() != 2 or (visible % rows.shape[1] if copies else visible != rows.shape[1]):
             raise ValueError(
-                f"expected machine {i} of {rows.shape[-1]} visible units (or whole copies of them), got {visible}; "
-                "a machine's visible layer is the hidden layer of the one below"
+                f"expected machine {i} of {rows.shape[-1]} visible units{' or whole copies of them' * copies}, got "
+                f"{visible}; a machine's visible layer is the hidden layer of the one below"
             )
         rows = rows.repeat(1, visible // rows.shape[1])
         machine.set_visible_bias(rows)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from pyrodgm.core import GenerativeModel, evaluating
-from pyrodgm.engine.rows import Batches
-from pyrodgm.engine.surroundings import random_state
+from pyrodgm.engine.batches import Batches
 from pyrodgm.objectives.base import Objective
+from pyrodgm.seeding import random_state
 
 __all__ = ["held_out_score"]
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from pyrodgm.core import GenerativeModel
 from pyrodgm.engine import checkpoint as checkpoints
+from pyrodgm.engine.batches import Batches
 from pyrodgm.engine.compile import CompiledLoss, compile_loss
 from pyrodgm.engine.diagnose import bad_parameter, find_nonfinite
 from pyrodgm.engine.held_out import held_out_score
 from pyrodgm.engine.report import Bar, write_csv
 from pyrodgm.engine.result import Fit
-from pyrodgm.engine.rows import Batches
 from pyrodgm.engine.settings import Settings
 from pyrodgm.engine.state import capture, restore
-from pyrodgm.engine.surroundings import interruptible, random_state, validation
+from pyrodgm.engine.surroundings import interruptible, validation
 from pyrodgm.objectives.base import Objective
+from pyrodgm.seeding import random_state
 
 __all__ = ["Trainer"]
 
@@ -71,6 +72,7 @@ class Trainer:
         self.sums: dict[str, list[float]] = {}  # for each player: loss times rows, rows
         self.pending: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
         self.best_state: dict[str, Tensor] | None = None
+        self.best_learned: dict[str, Tensor] = {}  # the objective's parameters beside it
         self.moved: set[str] = set()  # players, in the step at hand
         self.seconds = self.compile_seconds = 0.0
         self.saved: Path | None = None
@@ -128,6 +130,9 @@ class Trainer:
                     stopped = self._end_epoch(held_out, bar)
             if self.best_state is not None:
                 self.model.load_state_dict(self.best_state)
+                with torch.no_grad():  # what it has learned belongs to that state: log Z, a critic, a recognition net
+                    for name, parameter in self.objective.named_parameters():
+                        parameter.copy_(self.best_learned[name])
         finally:
             self.model.eval()
             self.objective.eval()
@@ -294,6 +299,7 @@ class Trainer:
         if math.isfinite(row["held_out"]) and (best is None or row["held_out"] < best["held_out"]):
             self.fit.best, self.stale = {"epoch": row["epoch"], "held_out": row["held_out"]}, 0
             self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            self.best_learned = {k: p.detach().clone() for k, p in self.objective.named_parameters()}
             return None
         self.stale += 1
         return "early_stopping" if patience is not None and self.stale >= patience else None

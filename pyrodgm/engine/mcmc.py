@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
-from pyrodgm.core import Energy, evaluating
+from pyrodgm.core import Energy
 from pyrodgm.engine.posterior import Posterior
+from pyrodgm.engine.settings import check_count, check_seed
 from pyrodgm.engine.store import DrawStore, described, digest, identity
-from pyrodgm.engine.surroundings import random_state
+from pyrodgm.engine.surroundings import quiet
 from pyrodgm.engine.target import Target, as_target, moved
 from pyrodgm.kernels.base import Info, Kernel, State
+from pyrodgm.kernels.stochastic_gradient import SGLD
+from pyrodgm.seeding import random_state
 
 __all__ = ["mcmc"]
 
@@ -60,7 +62,8 @@ def mcmc(
         chains: rows of the state; hundreds cost little more than one.
         warmup: steps that tune the kernel and are thrown away.
         draws: kept of each chain.
-        thin: steps for each draw that is kept.
+        thin: steps for each draw that is kept, whose statistics tell of all of them where they count divergences and
+            leapfrog steps.
         seed: of the starts and of all noise.
         device: where to run; the default is where the program's values are.
         compile: compile the traced graph, seconds once for each number of chains; False runs it op by op.
@@ -87,17 +90,14 @@ def mcmc(
     """
     if not isinstance(kernel, Kernel):
         raise TypeError(f"expected a kernel such as NUTS() from pyrodgm.kernels, got {type(kernel).__name__}")
-    for name, value, least in (("chains", chains, 1), ("warmup", warmup, 0), ("draws", draws, 1), ("thin", thin, 1)):
-        if int(value) != value or value < least:
-            raise ValueError(f"expected {name} as a whole number >= {least}, got {value}")
-    if seed < 0:
-        raise ValueError(f"expected seed >= 0, got {seed}")
+    chains, draws, thin = (check_count(*v) for v in (("chains", chains), ("draws", draws), ("thin", thin)))
+    warmup, seed = check_count("warmup", warmup, 0), check_seed(seed)
     began = time.perf_counter()
     place = None if device is None else torch.device(device)
     if place is None and isinstance(program, Energy):
         place = program.device
     given = (value.device for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
-    with _quiet(program), random_state(place or next(given, torch.device("cpu")), seed):
+    with quiet(program), random_state(place or next(given, torch.device("cpu")), seed):
         target = as_target(program, args, kwargs, place, compile)
         generator = torch.Generator(target.device).manual_seed(seed)
         run = _Run(target, kernel, generator, warmup, draws, thin, progress)
@@ -122,7 +122,7 @@ def mcmc(
         else:
             for block in blocks:
                 kept.append(*block, run.state, run.kernel, generator)
-            samples, stats = kept.read()
+            samples, stats = kept.read(draws)
     ended = time.perf_counter()
     timings = {
         "seconds": ended - began,
@@ -132,7 +132,7 @@ def mcmc(
     }
     if place is not None:
         args, kwargs = moved((args, kwargs), place)  # where the program's own values are now
-    return Posterior(samples, stats, run.kernel, program, args, kwargs, timings, seed)
+    return Posterior(samples, stats, run.kernel, program, args, kwargs, timings, seed, target.device)
 
 
 class _Run:
@@ -171,8 +171,11 @@ class _Run:
                 rows = min(_BLOCK, self.draws - self.done)
                 positions, stats = [], list[dict[str, Tensor]]()
                 for _ in range(rows):
-                    for _ in range(self.thin):
+                    self.state, info = self.kernel.step(self.state, self.generator)
+                    for _ in range(self.thin - 1):
+                        before = info
                         self.state, info = self.kernel.step(self.state, self.generator)
+                        info = _with_counts(info, before)
                     positions.append(self.state.positions)
                     stats.append(self._stats(info))
                     _show(bar, info, self.kernel)
@@ -184,6 +187,8 @@ class _Run:
 
     def _stats(self, info: Info) -> dict[str, Tensor]:
         step_size = getattr(self.kernel, "step_size", None)
+        if isinstance(self.kernel, SGLD):
+            step_size = self.kernel.step_size_at(self.state.moves - 1)
         found = {
             "lp": None if self.state.energy is None else -self.state.energy,
             "acceptance_rate": info.accept_prob,
@@ -194,6 +199,15 @@ class _Run:
             "step_size": None if step_size is None else torch.full_like(info.accept_prob, step_size),
         }
         return {k: v for k, v in found.items() if v is not None}
+
+
+def _with_counts(info: Info, before: Info) -> Info:
+    """What a step did, with the divergences and the leapfrog steps of those before it."""
+    if info.diverging is not None and before.diverging is not None:
+        info = info._replace(diverging=info.diverging | before.diverging)
+    if info.steps is not None and before.steps is not None:
+        info = info._replace(steps=info.steps + before.steps)
+    return info
 
 
 def _named(initial: Any) -> Any:
@@ -209,16 +223,6 @@ def _show(bar: Any, info: Info, kernel: Kernel) -> None:
         if step_size is not None:
             parts["step"] = f"{step_size:.2g}"
         bar.set_postfix(parts, refresh=False)
-
-
-@contextmanager
-def _quiet(program: Any) -> Iterator[None]:
-    """A module in eval mode, as it was afterwards; anything else as it is."""
-    if isinstance(program, nn.Module):
-        with evaluating(program):
-            yield
-    else:
-        yield
 
 
 def _fingerprint(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrodgm.engine.predictive import log_likelihood, observed_data, posterior_predictive, prior
@@ -28,6 +30,7 @@ class Posterior:
         program, args, kwargs: what was sampled.
         timings: "seconds" in all, of which "compile_seconds", "warmup_seconds", "sampling_seconds".
         seed: of the run.
+        device: where the chains ran, and the program runs anew.
     Example:
         >>> import torch
         >>> posterior = Posterior({"mu": torch.randn(4, 100)}, {"energy": torch.randn(4, 100)})
@@ -43,6 +46,7 @@ class Posterior:
     kwargs: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     seed: int = 0
+    device: torch.device | None = None
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.samples:
@@ -68,6 +72,8 @@ class Posterior:
 
         .. math:: \sum_n (H_n - H_{n-1})^2 \Big/ \sum_n (H_n - \bar H)^2
 
+        It compares neighbouring steps, so it wants a run with ``thin=1``.
+
         Raises: ValueError for a kernel without a Hamiltonian.
         Source: Betancourt (2016), arXiv:1604.00695, eq. 3.
         """
@@ -81,15 +87,15 @@ class Posterior:
 
         Here and below a subsampled plate is read whole, block by block.
         """
-        return log_likelihood(self._sampled(), self.samples, self.args, self.kwargs)
+        return log_likelihood(self._sampled(), self.samples, self.args, self.kwargs, self.device)
 
     def posterior_predictive(self, seed: int = 0) -> dict[str, Tensor]:
         r"""The observed sites drawn anew at every draw, (chains, draws, \*site shape)."""
-        return posterior_predictive(self._sampled(), self.samples, self.args, self.kwargs, seed)
+        return posterior_predictive(self._sampled(), self.samples, self.args, self.kwargs, seed, self.device)
 
     def prior(self, draws: int = 500, seed: int = 0) -> dict[str, Tensor]:
         r"""Draws of the latent sites from the program without its data, (1, draws, \*site shape)."""
-        return prior(self._sampled(), list(self.samples), draws, self.args, self.kwargs, seed)
+        return prior(self._sampled(), list(self.samples), draws, self.args, self.kwargs, seed, self.device)
 
     def _sampled(self) -> Callable[..., Any]:
         from pyrodgm.core import Energy
@@ -116,7 +122,8 @@ class Posterior:
         """Groups posterior, sample_stats, log_likelihood, posterior_predictive, prior, observed_data for arviz.
 
         An energy model has the first two alone; where discrete sites were summed out, rows have no likelihood given
-        the other sites, and log_likelihood and posterior_predictive are left out.
+        the other sites, and log_likelihood and posterior_predictive are left out. So is, with a warning, a prior that
+        cannot be drawn from. A "/" in a site's name is a "." here, as in a store.
 
         Args:
             predictive: run the program anew at each draw, for log_likelihood, posterior_predictive and prior.
@@ -129,12 +136,16 @@ class Posterior:
 
         groups: dict[str, Mapping[str, Tensor]] = {"posterior": self.samples, "sample_stats": self.sample_stats}
         if self.program is not None and not isinstance(self.program, Energy):
-            observed = observed_data(self.program, self.samples, self.args, self.kwargs)
+            observed = observed_data(self.program, self.samples, self.args, self.kwargs, self.device)
             if observed and predictive:
                 if observed.complete:
                     groups["log_likelihood"] = self.log_likelihood()
                     groups["posterior_predictive"] = self.posterior_predictive(self.seed)
-                groups["prior"] = self.prior(prior_draws, self.seed)
+                try:
+                    groups["prior"] = self.prior(prior_draws, self.seed)
+                except (NotImplementedError, RuntimeError, ValueError) as error:  # improper, or singular at some draw
+                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    warnings.warn(f"left out the group prior, whose draws fail: {reason}", stacklevel=2)
             if observed:
                 groups["observed_data"] = observed
         return inference_data(groups)

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyrodgm.core import sample_sites
 from pyrodgm.engine.subsampled import ReadRows, subsampled_plates
-from pyrodgm.engine.surroundings import random_state, validation
+from pyrodgm.engine.surroundings import quiet, validation
+from pyrodgm.seeding import random_state
+from pyrodgm.traces import is_deterministic, plain, sample_sites, site_log_prob
 
-__all__ = ["Observed", "log_likelihood", "observed_data", "posterior_predictive", "prior"]
+__all__ = ["Observed", "check_ancestral", "log_likelihood", "observed_data", "posterior_predictive", "prior"]
 
 _NUMBERS_AT_ONCE = 2**22  # of the program's values in flight
 
@@ -31,12 +32,26 @@ class Observed(dict[str, Tensor]):
     complete: bool = True
 
 
-def _deterministic(site: Any) -> bool:
-    return bool(site["infer"].get("_deterministic"))
-
-
 def _observed_sites(trace: Any) -> dict[str, Any]:
-    return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not _deterministic(s)}
+    """Those with data: a ``pyro.factor`` has none."""
+    sites = sample_sites(trace).items()
+    return {
+        k: s for k, s in sites if s["is_observed"] and not is_deterministic(s) and not isinstance(plain(s["fn"]), Unit)
+    }
+
+
+def check_ancestral(trace: Any) -> None:
+    """See that a program's draws have its own prior.
+
+    Raises: ValueError where a reparameterisation draws from another law and keeps the prior's density at a point.
+    """
+    for name, site in sample_sites(trace).items():
+        log_density = getattr(plain(site["fn"]), "log_density", None) if is_deterministic(site) else None
+        if log_density is not None and bool((torch.as_tensor(log_density) != 0).any()):
+            raise ValueError(
+                f"expected a program that draws from its own prior, got {name!r} with the prior's density at a value "
+                "that a reparameterisation (such as NeuTra) draws from another law; take the program as it was before"
+            )
 
 
 def _first(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +83,7 @@ class _Redraw(Messenger):
     """Draws observed sites anew, as Pyro's ``uncondition``, but leaves deterministic ones as they are."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not _deterministic(msg):
+        if msg["is_observed"] and not is_deterministic(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -127,24 +142,30 @@ def _flat(samples: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str
     return {k: v.flatten(0, 1).to(device) for k, v in samples.items()}, lead
 
 
-def _device(args: tuple[Any, ...], kwargs: dict[str, Any], samples: Mapping[str, Tensor]) -> torch.device:
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device | None) -> torch.device:
+    """Where the program runs: where its chains ran, or else where its arguments are."""
     tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
-    return tensors[0].device if tensors else next(iter(samples.values())).device
+    return device or (tensors[0].device if tensors else torch.device("cpu"))
 
 
 @torch.no_grad()
 def observed_data(
-    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: Callable[..., Any],
+    samples: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device | None = None,
 ) -> Observed:
     """What the program is conditioned on, over all the rows of a subsampled plate."""
-    device = _device(args, kwargs, samples)
+    device = _device(args, kwargs, device)
     row = {k: v.to(device) for k, v in _first(samples).items()}
-    trace = _trace_at(program, row, args, kwargs)
 
     def values(read: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: s["value"] for k, s in _observed_sites(_trace_at(program, row, args, kwargs, read)).items()}
 
-    found = Observed(_all_rows(trace, values, device, of_events=True))
+    with quiet(program):
+        trace = _trace_at(program, row, args, kwargs)
+        found = Observed(_all_rows(trace, values, device, of_events=True))
     latent = {k for k, s in sample_sites(trace).items() if not s["is_observed"]}
     found.complete = latent <= set(samples)
     return found
@@ -152,41 +173,47 @@ def observed_data(
 
 @torch.no_grad()
 def log_likelihood(
-    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: Callable[..., Any],
+    samples: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """log p of every observed site given the draws' sites, (chains, draws, *batch shape), in nats.
 
     Raises: ValueError if the draws lack a latent site (one that was summed out).
     """
-    _need_all(program, samples, args, kwargs)
-    device = _device(args, kwargs, samples)
+    device = _device(args, kwargs, device)
+    _need_all(program, samples, args, kwargs, device)
     rows, lead = _flat(samples, device)
 
     def scores(read: dict[str, Tensor]) -> dict[str, Tensor]:
         def score(row: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = _trace_at(program, row, args, kwargs, read)
-            return {
-                k: scale_and_mask(s["fn"].log_prob(s["value"]), mask=s["mask"])
-                for k, s in _observed_sites(trace).items()
-            }
+            return {k: site_log_prob(s) for k, s in _observed_sites(trace).items()}
 
         return _over_draws(score, rows)
 
-    trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
-    return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, scores, device).items()}
+    with quiet(program):
+        trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
+        return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, scores, device).items()}
 
 
 @torch.no_grad()
 def posterior_predictive(
-    program: Callable[..., Any], samples: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
+    program: Callable[..., Any],
+    samples: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seed: int,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """The observed sites drawn anew at every draw, (chains, draws, *site shape).
 
     Raises: ValueError if the draws lack a latent site (one that was summed out).
     """
-    names = list(_need_all(program, samples, args, kwargs))
-
-    device = _device(args, kwargs, samples)
+    device = _device(args, kwargs, device)
+    names = list(_need_all(program, samples, args, kwargs, device))
     rows, lead = _flat(samples, device)
 
     def draws(read: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,9 +222,10 @@ def posterior_predictive(
 
         return _over_draws(draw, rows)
 
-    trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
-    with random_state(device, seed):
-        return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, draws, device, of_events=True).items()}
+    with quiet(program):
+        trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
+        with random_state(device, seed):
+            return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, draws, device, of_events=True).items()}
 
 
 @torch.no_grad()
@@ -208,16 +236,20 @@ def prior(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     seed: int,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """The sites ``names`` drawn from the program without its data, (1, draws, *site shape)."""
+    """The sites ``names`` drawn from the program without its data, (1, draws, *site shape).
 
-    def draw() -> dict[str, Tensor]:
+    Raises: ValueError for a reparameterised program whose draws do not have its prior.
+    """
+
+    def draw() -> Any:
         with poutine.block():
-            trace = poutine.trace(program).get_trace(*args, **kwargs)
-        return _values(trace, names)
+            return poutine.trace(_Redraw()(program)).get_trace(*args, **kwargs)
 
-    with random_state(_device(args, kwargs, {"": torch.zeros(())}), seed):
-        parts = [draw() for _ in range(draws)]
+    with quiet(program), random_state(_device(args, kwargs, device), seed):
+        check_ancestral(draw())
+        parts = [_values(draw(), names) for _ in range(draws)]
     return {k: torch.stack([p[k] for p in parts]).unsqueeze(0).cpu() for k in names}
 
 
@@ -225,8 +257,10 @@ def _values(trace: Any, names: list[str]) -> dict[str, Tensor]:
     return {k: trace.nodes[k]["value"] for k in names}
 
 
-def _need_all(program: Callable[..., Any], samples: Mapping[str, Tensor], args: Any, kwargs: Any) -> Observed:
-    observed = observed_data(program, samples, args, kwargs)
+def _need_all(
+    program: Callable[..., Any], samples: Mapping[str, Tensor], args: Any, kwargs: Any, device: torch.device
+) -> Observed:
+    observed = observed_data(program, samples, args, kwargs, device)
     if not observed.complete:
         raise ValueError(
             "expected draws of every latent site, got none of the discrete ones that were summed out; "

@@ -13,13 +13,19 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyrodgm.engine.result import Fit
 
-__all__ = ["Settings", "check_seed"]
+__all__ = ["Settings", "check_count", "check_seed"]
 
 
-def check_seed(seed: int) -> None:
-    """Raise ValueError for what is no whole number >= 0."""
-    if int(seed) != seed or seed < 0:
-        raise ValueError(f"expected seed as a whole number >= 0, got {seed}")
+def check_count(name: str, value: float, least: int = 1) -> int:
+    """``value`` as an int; ValueError for what is no whole number >= ``least``."""
+    if not float(value).is_integer() or value < least:
+        raise ValueError(f"expected {name} as a whole number >= {least}, got {value}")
+    return int(value)
+
+
+def check_seed(seed: float) -> int:
+    """``seed`` as an int; ValueError for what is no whole number >= 0."""
+    return check_count("seed", seed, 0)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ class Settings:
             raise ValueError(f"expected epochs or steps, got both (epochs={self.epochs}, steps={self.steps})")
         for name in ("epochs", "steps", "batch_size", "checkpoint_every", "early_stopping"):
             value = getattr(self, name)
-            if value is not None and (int(value) != value or value < 1):
-                raise ValueError(f"expected {name} as a whole number >= 1, got {value}")
+            if value is not None:
+                check_count(name, value)
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -15,12 +15,15 @@ from torch.distributions import biject_to
 
 from pyrodgm.engine.batched import BatchedEnergy
 from pyrodgm.engine.posterior import Posterior
-from pyrodgm.engine.surroundings import random_state, validation
+from pyrodgm.engine.predictive import check_ancestral
+from pyrodgm.engine.surroundings import quiet, validation
 from pyrodgm.engine.target import ProgramTarget
-from pyrodgm.engine.unconstrained import UnconstrainedProgram
+from pyrodgm.engine.unconstrained import UnconstrainedProgram, beside
 from pyrodgm.kernels.base import Kernel
 from pyrodgm.kernels.hmc import HMC
 from pyrodgm.kernels.smc import sequential_monte_carlo
+from pyrodgm.seeding import random_state
+from pyrodgm.traces import is_deterministic
 
 __all__ = ["Evidence", "smc"]
 
@@ -45,7 +48,7 @@ class _Prior(Messenger):
     """The program with its data left out of the density."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+        if msg["is_observed"] and not is_deterministic(msg):
             msg["mask"] = False
 
 
@@ -72,7 +75,8 @@ def smc(
         moves, ess: as :func:`pyrodgm.kernels.sequential_monte_carlo` has them.
         seed: of all noise.
         compile: compile the energies' graphs.
-    Raises: ValueError for a program that is not static, or has no continuous latent site; for numbers out of range.
+    Raises: ValueError for a program that is not static, has no continuous latent site, or does not draw from its own
+        prior (NeuTra's reparameterisation); for numbers out of range.
     Source: Del Moral, Doucet and Jasra (2006), Sequential Monte Carlo samplers, JRSS B 68; Chopin (2002).
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -87,10 +91,12 @@ def smc(
         raise ValueError(f"expected particles >= 2 and runs >= 2, got {particles} and {runs}")
     began = time.perf_counter()
     prior = _Prior()(program)
-    with random_state(torch.device("cpu"), seed):
+    with quiet(program), random_state(torch.device("cpu"), seed):
         target = ProgramTarget(program, args, kwargs, compile)
         reference = UnconstrainedProgram(prior, args, kwargs)
-    with random_state(target.device, seed):
+        reference.slots = target.program.slots  # the masks of the data tell what obs_mask= leaves unread
+        check_ancestral(_run(reference))
+    with quiet(program), random_state(target.device, seed):
         generator = torch.Generator(target.device).manual_seed(seed)
         start = _draws(reference, runs * particles).unflatten(0, (runs, particles))
         found = sequential_monte_carlo(
@@ -105,8 +111,14 @@ def smc(
         sites = target.sites(found.positions.flatten(0, 1))
     samples = {name: value.unflatten(0, (runs, particles)).cpu() for name, value in sites.items()}
     timings = {"seconds": time.perf_counter() - began}
-    posterior = Posterior(samples, {}, kernel, program, args, kwargs, timings, seed)
+    posterior = Posterior(samples, {}, kernel, program, args, kwargs, timings, seed, target.device)
     return Evidence(found.log_z.item(), found.standard_error.item(), posterior, found.betas)
+
+
+@torch.no_grad()
+def _run(prior: UnconstrainedProgram) -> Any:
+    with poutine.block():
+        return poutine.trace(prior.program).get_trace(*prior.args, **prior.kwargs)
 
 
 @torch.no_grad()
@@ -114,13 +126,14 @@ def _draws(prior: UnconstrainedProgram, n: int) -> Tensor:
     """Ancestral draws in the unconstrained space, (n, D)."""
 
     def one() -> Tensor:
-        with poutine.block():
-            trace = poutine.trace(prior.program).get_trace(*prior.args, **prior.kwargs)
+        trace = _run(prior)
         parts = []
         for name, slot in prior.slots.items():
             site: Any = trace.nodes[name]
-            u = biject_to(site["fn"].support).inv(site["value"])
-            parts.append(u.expand(slot.shape).reshape(-1).to(prior.dtype))
+            u = biject_to(site["fn"].support).inv(site["value"]).expand(slot.shape)
+            if slot.unread is not None:
+                u = torch.where(beside(slot.unread, u), torch.randn_like(u), u)
+            parts.append(u.reshape(-1).to(prior.dtype))
         return torch.cat(parts)
 
     with validation(False), warnings.catch_warnings():

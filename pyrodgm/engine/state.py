@@ -41,6 +41,7 @@ def capture(run: Trainer) -> dict[str, Any]:
         "history": run.fit.history,
         "best": run.fit.best,
         "best_state": run.best_state,
+        "best_learned": run.best_learned,
     }
 
 
@@ -77,7 +78,8 @@ def restore(run: Trainer) -> None:
     torch.set_rng_state(own["rng"])
     if own["cuda_rng"] is not None and run.device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda_rng"], run.device)
-    run.seconds, run.sums, run.best_state = state["seconds"], state["sums"], state["best_state"]
+    run.seconds, run.sums = state["seconds"], state["sums"]
+    run.best_state, run.best_learned = state["best_state"], state["best_learned"]
     run.fit.history, run.fit.best = state["history"], state["best"]
 
 

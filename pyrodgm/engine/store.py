@@ -15,13 +15,16 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pyrodgm.core import Energy, sample_sites
-from pyrodgm.engine.surroundings import random_state
+from pyrodgm.core import Energy
+from pyrodgm.engine.unconstrained import Moderate
 from pyrodgm.kernels.base import Kernel, State
+from pyrodgm.seeding import random_state
+from pyrodgm.traces import is_deterministic, sample_sites
 
 __all__ = ["DrawStore", "StoredDraws", "identity"]
 
 _STATE, _DRAWS = "state.pt", "draws.zarr"
+_SITE = "site"  # the attribute of an array that has the name of its site
 
 
 @torch.no_grad()
@@ -36,11 +39,10 @@ def identity(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     latent = {"x": list(program.event_shape)} if isinstance(program, Energy) else {}
     if not isinstance(program, Energy):
         devices = [v.device for v in tree_leaves(given) if isinstance(v, Tensor)] or [torch.device("cpu")]
-        with random_state(devices[0], 0), poutine.block():  # a subsampled plate reads the same rows every time
+        # a subsampled plate reads the same rows every time
+        with random_state(devices[0], 0), poutine.block(), Moderate():
             sites = sample_sites(poutine.trace(program).get_trace(*args, **kwargs))
-        given.append(
-            {k: s["value"] for k, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")}
-        )
+        given.append({k: s["value"] for k, s in sites.items() if s["is_observed"] and not is_deterministic(s)})
         latent = {k: list(s["value"].shape) for k, s in sites.items() if not s["is_observed"]}
     return {"sites": latent, "data": digest(given)}
 
@@ -66,6 +68,11 @@ def digest(values: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def _key(name: str) -> str:
+    """The name of a site's array: a "/" (``pyro.contrib.autoname.scope``) would make it a group."""
+    return name.replace("/", ".")
+
+
 def _zarr() -> Any:
     try:
         import zarr
@@ -75,21 +82,22 @@ def _zarr() -> Any:
 
 
 class StoredDraws(Mapping[str, Tensor]):
-    """The arrays of one group of a store, each read from disk when it is asked for.
+    """The arrays of one group of a store by the names of their sites, each read from disk when it is asked for.
 
     Args:
         group: of zarr arrays (chains, draws, *shape).
-        draws: how many are whole.
+        draws: how many to read.
     """
 
     def __init__(self, group: Any, draws: int) -> None:
         self._group, self._draws = group, draws
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(self._group[name][:, : self._draws])
+        return torch.from_numpy(self._group[_key(name)][:, : self._draws])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(k for k in self._group.array_keys() if k not in ("chain", "draw")))
+        keys = [k for k in self._group.array_keys() if k not in ("chain", "draw")]
+        return iter(sorted(self._group[k].attrs.get(_SITE, k) for k in keys))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -105,6 +113,8 @@ class DrawStore:
     Args:
         folder: made if it is not there.
         fingerprint: what identifies the run.
+    A "/" in a site's name is a "." in its array's.
+
     Raises: ValueError from ``resume`` if the folder holds another run; ImportError without zarr.
     """
 
@@ -130,11 +140,27 @@ class DrawStore:
         device = generator.device
         positions = saved["positions"].to(device)
         energy, gradient = (None if t is None else t.to(device) for t in saved["energy"])
+        if energy is not None:
+            self._check_density(potential, positions, energy)
         self.draws = saved["draws"]
         generator.set_state(saved["generator"])
         memory = tuple(t.to(device) for t in saved["memory"])
         state = State(positions, potential, energy, gradient, saved["moves"], memory)
         return state, _with_settings(kernel, saved["kernel"], positions), self.draws
+
+    @torch.no_grad()
+    def _check_density(self, potential: Any, positions: Tensor, energy: Tensor) -> None:
+        """A number inside the program may have changed, which no fingerprint sees, but the energies of the chains."""
+        eager = getattr(potential, "eager", None)
+        now = potential(positions) if eager is None else eager(positions)[0]
+        # of rounding that other code or another device does otherwise, relative to the largest, since energies cancel
+        allowed = torch.finfo(energy.dtype).eps ** 0.5 * (1 + energy.abs().max())
+        if not bool(((now - energy).abs() <= allowed).all()):
+            gap = (now - energy).abs().max().item()
+            raise ValueError(
+                f"expected {self.folder} to hold draws from this density, got energies of its chains that differ by up "
+                f"to {gap:.3g} from those now; the program has changed: choose another folder"
+            )
 
     def append(
         self,
@@ -168,15 +194,22 @@ class DrawStore:
         self.draws = end
 
     def _write(self, group: Any, name: str, value: Tensor, end: int) -> None:
-        array = group.get(name)
+        key = _key(name)
+        array = group.get(key)
+        if array is not None and array.attrs.get(_SITE, name) != name:
+            raise ValueError(
+                f"expected sites whose names differ by more than a '/' for a '.', got {name!r} and "
+                f"{array.attrs[_SITE]!r}; rename one"
+            )
         if array is None:
             array = group.create_array(
-                name,
+                key,
                 shape=(value.shape[0], 0, *value.shape[2:]),
                 chunks=tuple(max(1, size) for size in value.shape),
                 dtype=value.numpy().dtype,
             )
-            array.attrs["_ARRAY_DIMENSIONS"] = ["chain", "draw", *(f"{name}_dim_{i}" for i in range(value.dim() - 2))]
+            array.attrs["_ARRAY_DIMENSIONS"] = ["chain", "draw", *(f"{key}_dim_{i}" for i in range(value.dim() - 2))]
+            array.attrs[_SITE] = name
         array.resize((value.shape[0], end, *value.shape[2:]))
         array[:, self.draws : end] = value.numpy()
 
@@ -189,9 +222,10 @@ class DrawStore:
             array.resize((size,))
             array[:] = torch.arange(size).numpy()
 
-    def read(self) -> tuple[StoredDraws, StoredDraws]:
-        """The posterior and the statistics."""
-        return StoredDraws(self.root["posterior"], self.draws), StoredDraws(self.root["sample_stats"], self.draws)
+    def read(self, draws: int) -> tuple[StoredDraws, StoredDraws]:
+        """The posterior and the statistics, of as many draws at most."""
+        draws = min(draws, self.draws)
+        return StoredDraws(self.root["posterior"], draws), StoredDraws(self.root["sample_stats"], draws)
 
 
 def _settings(kernel: Kernel) -> dict[str, Any]:

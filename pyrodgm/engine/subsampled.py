@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -39,13 +39,13 @@ class Rows(NamedTuple):
 
 
 class ReadRows(Messenger):
-    """Subsampled plates read these rows instead of random ones.
+    """Plates read these rows instead of their own.
 
     Args:
-        rows: name of the plate -> (n,).
+        rows: name of the plate -> (n,), or the numbers of a loop.
     """
 
-    def __init__(self, rows: dict[str, Tensor]) -> None:
+    def __init__(self, rows: Mapping[str, Tensor | list[int]]) -> None:
         super().__init__()
         self.rows = rows
 

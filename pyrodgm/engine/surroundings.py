@@ -1,31 +1,22 @@
-"""What a run borrows from its process and gives back: random state, validation flags, Ctrl-C."""
+"""What a run borrows from its process and gives back: validation flags, a module's mode, and Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
-import torch
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.reparam_messenger import ReparamHandler
+from torch import nn
 from torch.distributions import Distribution
 
-__all__ = ["interruptible", "random_state", "validation"]
+from pyrodgm.core import evaluating
 
-
-@contextmanager
-def random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers from ``seed`` on the CPU and ``device`` inside the block; the state before is back after it."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
-        # torch.manual_seed would seed every other device too, which nobody puts back
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+__all__ = ["interruptible", "quiet", "validation"]
 
 
 @contextmanager
@@ -37,6 +28,23 @@ def validation(enabled: bool) -> Iterator[None]:
             yield
     finally:
         Distribution.set_default_validate_args(of_torch)  # Pyro's flag may differ from torch's, and it sets both
+
+
+@contextmanager
+def quiet(*programs: Any) -> Iterator[None]:
+    """Modules in eval mode without gradients, as they were afterwards; anything else as it is.
+
+    A program is a module too where a poutine wraps one, or where it is a method of one.
+    """
+    with ExitStack() as stack:
+        for program in programs:
+            inside = unwrap(program)
+            while isinstance(inside, ReparamHandler):
+                inside = unwrap(inside.fn)
+            owner = getattr(inside, "__self__", inside)
+            if isinstance(owner, nn.Module):
+                stack.enter_context(evaluating(owner))
+        yield
 
 
 @contextmanager

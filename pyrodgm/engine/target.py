@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrodgm.core import Energy
-from pyrodgm.engine.batched import BatchedEnergy
+from pyrodgm.engine.batched import BatchedEnergy, has_no_rule
 from pyrodgm.engine.subsampled import SubsampledEnergy
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.engine.unconstrained import UnconstrainedProgram
@@ -19,6 +19,7 @@ __all__ = ["EnergyTarget", "ProgramTarget", "Target", "as_target", "moved"]
 
 _MOST = 2**22  # of the program's values in flight
 _TRIES = 100  # fresh starts of a chain whose energy is not finite; Stan's number
+_TRIES_NEARER = 20  # of one whose energy is finite and too large
 
 
 class Target(ABC):
@@ -60,11 +61,13 @@ class ProgramTarget(Target):
     def start(self, chains: int, initial: Any, generator: torch.Generator) -> Tensor:
         """Uniform on (-2, 2) in the unconstrained space, drawn again where the energy is not finite, as in Stan.
 
+        Where it is so large that rounding takes a nat, a few times too.
+
         Raises: ValueError if no start of some chain is finite, or the given one is not.
         """
         if initial is not None:
             x = self._given(chains, initial)
-            bad = ~self._finite(x)
+            bad = self._energy(x).isinf()
             if bool(bad.any()):
                 raise ValueError(
                     f"expected initial= of finite energy, got another one for chain {int(bad.nonzero()[0])}; "
@@ -72,23 +75,30 @@ class ProgramTarget(Target):
                 )
             return x
         x = self._uniform(chains, generator)
-        for _ in range(_TRIES):
-            bad = ~self._finite(x)
-            if not bool(bad.any()):
+        energy = self._energy(x)
+        # Of an energy beyond 1 / eps differences of a nat are lost in rounding: no step is short enough to be accepted.
+        known = 1 / torch.finfo(self.dtype).eps
+        for i in range(_TRIES):
+            far = energy >= (known if i < _TRIES_NEARER else torch.inf)
+            if not bool(far.any()):
                 return x
-            x = torch.where(bad.unsqueeze(-1), self._uniform(chains, generator), x)
+            fresh = self._uniform(chains, generator)
+            its = self._energy(fresh)
+            nearer = far & (its < energy)
+            x, energy = torch.where(nearer.unsqueeze(-1), fresh, x), torch.where(nearer, its, energy)
         raise ValueError(
             f"expected a finite energy somewhere in (-2, 2)^{self.program.size} of the unconstrained space, got none "
-            f"in {_TRIES} tries for {int(bad.sum())} chains; pass initial=, or mend the program"
+            f"in {_TRIES} tries for {int(far.sum())} chains; pass initial=, or mend the program"
         )
 
     def _uniform(self, chains: int, generator: torch.Generator) -> Tensor:
         shape = (chains, self.program.size)
         return 4 * torch.rand(shape, generator=generator, dtype=self.dtype, device=self.device) - 2
 
-    def _finite(self, x: Tensor) -> Tensor:
+    def _energy(self, x: Tensor) -> Tensor:
+        """|E|, infinite where energy or gradient is not finite."""
         energy, gradient = self.potential.eager(x)
-        return energy.isfinite() & gradient.isfinite().all(-1)
+        return torch.where(energy.isfinite() & gradient.isfinite().all(-1), energy.abs(), torch.inf)
 
     def _given(self, chains: int, initial: Any) -> Tensor:
         """Values of the sites, one for all chains or (chains, *site shape) each."""
@@ -112,7 +122,13 @@ class ProgramTarget(Target):
     def sites(self, positions: Tensor) -> dict[str, Tensor]:
         with validation(False):
             rows = max(1, _MOST // max(1, self.program.width))  # the program runs with its likelihood
-            return torch.func.vmap(self.program.constrain, randomness="different", chunk_size=rows)(positions)
+            try:
+                return torch.func.vmap(self.program.constrain, randomness="different", chunk_size=rows)(positions)
+            except RuntimeError as error:
+                if not has_no_rule(error):
+                    raise
+                parts = [self.program.constrain(x) for x in positions]
+                return {k: torch.stack([part[k] for part in parts]) for k in parts[0]}
 
 
 class EnergyTarget(Target):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro.infer.mcmc.util import TraceTreeEvaluator
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyrodgm.core import sample_sites
+from pyrodgm.engine.enumerated import summed_log_prob
 from pyrodgm.engine.subsampled import GivenRows, ReadRows, Rows, subsampled_plates
+from pyrodgm.traces import is_deterministic, sample_sites
 
-__all__ = ["Slot", "UnconstrainedProgram"]
+__all__ = ["Moderate", "Slot", "UnconstrainedProgram", "beside"]
 
 
 class Slot(NamedTuple):
@@ -28,18 +29,41 @@ class Slot(NamedTuple):
         start, stop: its part of the vector.
         shape: of the site in the unconstrained space.
         dtype: of the site's values.
+        values: shape of the site's values.
+        unread: where ``obs_mask=`` puts data in place of the values, of the site's batch shape, or None.
     """
 
     start: int
     stop: int
     shape: torch.Size
     dtype: torch.dtype
+    values: torch.Size
+    unread: Tensor | None = None
+
+
+class Moderate(Messenger):
+    """Gives continuous latent sites values as chains start from, uniform on (-2, 2) in the unconstrained space.
+
+    A draw of their prior may lie anywhere, and some priors cannot be drawn from at all.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if msg["done"] or msg["value"] is not None or site_is_subsample(msg) or fn.support.is_discrete:
+            return
+        transform = biject_to(fn.support)
+        like = torch.empty(transform.inverse_shape(fn.shape()))
+        with suppress(NotImplementedError):
+            like = transform.inv(fn())
+        msg["value"] = transform(4 * torch.rand_like(like) - 2)
+        msg["done"] = True
 
 
 class _Place(Messenger):
     """Gives each latent site the value that a vector holds for it, and sums the log-Jacobians.
 
     The bijection is that of the support which the site has in this very run, so supports may depend on other sites.
+    Where nobody reads the values their part of the vector, which could go anywhere, is made standard normal.
     """
 
     def __init__(self, slots: dict[str, Slot], vector: Tensor, discrete: list[str]) -> None:
@@ -60,7 +84,17 @@ class _Place(Messenger):
         transform = biject_to(msg["fn"].support)
         msg["value"] = value = transform(u)
         msg["done"] = True
-        self.ladj = self.ladj + transform.log_abs_det_jacobian(u, value).sum().to(self.vector.dtype)
+        if value.shape != slot.values:
+            raise ValueError(
+                f"expected values of shape {tuple(slot.values)} at {msg['name']!r} in every run of the program, got "
+                f"{tuple(value.shape)}; its support must not depend on a discrete site that is summed out"
+            )
+        ladj = transform.log_abs_det_jacobian(u, value)
+        if slot.unread is not None:
+            free = torch.where(beside(slot.unread, u), u, 0.0)
+            self.ladj = self.ladj - free.square().sum().to(self.vector.dtype) / 2
+            ladj = torch.where(beside(slot.unread, ladj), 0.0, ladj)
+        self.ladj = self.ladj + ladj.sum().to(self.vector.dtype)
 
 
 class _Read(Messenger):
@@ -84,7 +118,7 @@ class UnconstrainedProgram:
 
     z(u) maps each part of u onto its site's support by ``biject_to``. Discrete latent sites are summed out by Pyro's
     enumeration. A plate with ``subsample_size`` reads the rows that it is given, and its part of the energy is scaled
-    to all of them.
+    to all of them. Where ``obs_mask=`` puts data in place of a latent value, u is standard normal.
 
     Args:
         program: whose sites are the same in every run; conditioned by ``obs=`` or ``poutine.condition``.
@@ -112,34 +146,41 @@ class UnconstrainedProgram:
 
     def __init__(self, program: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
         self.args, self.kwargs = args, dict(kwargs or {})
-        with torch.no_grad(), poutine.block(), GivenRows() as given:
+        with torch.no_grad(), poutine.block(), GivenRows() as given, Moderate():
             trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
         self.subsampled: dict[str, Rows] = subsampled_plates(trace)
         sites = sample_sites(trace)
         self.width = sum(site["value"].numel() for site in sites.values() if isinstance(site["value"], Tensor))
         latent = {k: s for k, s in sites.items() if not s["is_observed"]}
-        self.observed = [k for k, s in sites.items() if s["is_observed"] and not _deterministic(s)]
+        self.observed = [k for k, s in sites.items() if s["is_observed"] and not is_deterministic(s)]
         self.enumerated = [k for k, s in latent.items() if s["fn"].support.is_discrete]
         for name in self.enumerated:
             if not latent[name]["fn"].has_enumerate_support:
+                cure = "sum it out by hand, or condition on it"
+                if _unread(name, sites) is not None:
+                    cure = "leave the missing rows out by poutine.mask(mask=...) instead of obs_mask="
                 raise ValueError(
                     f"expected discrete latent sites with finitely many values, got {name!r} of "
-                    f"{type(latent[name]['fn']).__name__}; sum it out by hand, or condition on it"
+                    f"{type(latent[name]['fn']).__name__}; {cure}"
                 )
         self.slots: dict[str, Slot] = {}
         self.size = 0
         for name, site in latent.items():
             if name in self.enumerated:
                 continue
-            u = biject_to(site["fn"].support).inv(site["value"])
-            self.slots[name] = Slot(self.size, self.size + u.numel(), u.shape, u.dtype)
+            value = site["value"]
+            u = biject_to(site["fn"].support).inv(value)
+            unread = _unread(name, sites)
+            self.slots[name] = Slot(self.size, self.size + u.numel(), u.shape, u.dtype, value.shape, unread)
             self.size += u.numel()
         if not self.slots:
             raise ValueError("expected a program with a continuous latent site, got none; sample one without obs=")
         self.dtype = reduce(torch.promote_types, [slot.dtype for slot in self.slots.values()])
         self.device = next(latent[name]["value"].device for name in self.slots)
-        frames = [f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized]
-        self._nesting = max((-f.dim for f in frames), default=0)
+        frames = [f for s in sites.values() for f in s["cond_indep_stack"]]
+        self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
+        # numbers of the host, for a graph has no others: Pyro reads them off a tensor
+        self._loops = {f.name: list(range(f.size)) for f in frames if not f.vectorized and f.name not in given.names}
         _check_subsampling(self.subsampled, given.names, sites, bool(self.enumerated))
         self.program = program
         self._expected = set(latent)
@@ -152,7 +193,7 @@ class UnconstrainedProgram:
         if len(rows) != len(self.subsampled):
             raise self.needs_all_rows()
         place = _Place(self.slots, u, self.enumerated)
-        with poutine.block(), ReadRows(dict(zip(self.subsampled, rows, strict=True))), place:
+        with poutine.block(), ReadRows({**self._loops, **dict(zip(self.subsampled, rows, strict=True))}), place:
             trace = poutine.trace(self._scored).get_trace(*self.args, **self.kwargs)
         missing = self._expected - set(trace.nodes)
         if missing:
@@ -160,10 +201,7 @@ class UnconstrainedProgram:
                 f"expected the same latent sites in every run of the program, got one without {sorted(missing)}; "
                 "marginalise the choice between them"
             )
-        if self.enumerated:
-            log_joint = TraceTreeEvaluator(trace, True, self._nesting).log_prob(trace)
-        else:
-            log_joint = trace.log_prob_sum()
+        log_joint = summed_log_prob(trace) if self.enumerated else trace.log_prob_sum()
         return -(log_joint + place.ladj)
 
     def needs_all_rows(self) -> ValueError:
@@ -185,7 +223,7 @@ class UnconstrainedProgram:
         return {
             k: s["value"]
             for k, s in sample_sites(trace).items()
-            if k in self.slots or (_deterministic(s) and not self.enumerated and not _inside(self.subsampled, s))
+            if k in self.slots or (is_deterministic(s) and not self.enumerated and not _inside(self.subsampled, s))
         }
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
@@ -200,8 +238,19 @@ class UnconstrainedProgram:
         return torch.cat([read.found[k].expand(s.shape).reshape(-1).to(self.dtype) for k, s in self.slots.items()])
 
 
-def _deterministic(site: Any) -> bool:
-    return bool(site["infer"].get("_deterministic"))
+def beside(rows: Tensor, values: Tensor) -> Tensor:
+    """A tensor of a site's batch shape with ones for what ``values`` has to the right of it."""
+    return rows[(..., *[None] * (values.dim() - rows.dim()))]
+
+
+def _unread(name: str, sites: dict[str, Any]) -> Tensor | None:
+    """Where data stand in place of a latent site's values: Pyro reads ``obs_mask=`` as two sites, one of them data."""
+    stem = name.removesuffix("_unobserved")
+    data = sites.get(f"{stem}_observed")
+    if stem == name or stem not in sites or data is None or not data["is_observed"] or data["mask"] is None:
+        return None
+    site = sites[name]
+    return torch.as_tensor(data["mask"], device=site["value"].device).expand(site["fn"].batch_shape)
 
 
 def _inside(plates: dict[str, Rows], site: Any) -> list[str]:

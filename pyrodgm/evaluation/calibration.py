@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import Latent, evaluating, refuse_auxiliary, sample_sites
+from pyrodgm.core import Latent, evaluating
+from pyrodgm.engine.surroundings import quiet
+from pyrodgm.traces import refuse_auxiliary, sample_sites
 
 __all__ = ["Calibration", "guide_calibration", "latent_calibration", "mcmc_calibration"]
 
@@ -175,8 +178,8 @@ def guide_calibration(
     _check_counts(simulations, draws)
     found: list[dict[str, Tensor]] = []
     for _ in range(simulations):
-        truth, data = _simulate(program, observed)
-        with poutine.block():
+        with quiet(program, guide), poutine.block():
+            truth, data = _simulate(program, observed)
             traces: list[Any] = [poutine.trace(guide).get_trace(*data.values()) for _ in range(draws)]
             own: Any = poutine.trace(poutine.replay(guide, trace=truth)).get_trace(*data.values())
         names = [name for name, site in sample_sites(own).items() if not site["is_observed"]]
@@ -195,7 +198,7 @@ def guide_calibration(
 
 def mcmc_calibration(
     program: Callable[[], Any],
-    sampler: Callable[[Callable[[], Any]], Any],
+    sampler: Callable[..., Any],
     observed: Sequence[str],
     *,
     simulations: int = 100,
@@ -208,8 +211,9 @@ def mcmc_calibration(
 
     Args:
         program: without data, so that it draws all its sites.
-        sampler: the conditioned program -> its draws: ``lambda p: pyrodgm.mcmc(p, NUTS(), chains=64, ...)``, or
-            anything with ``samples``, or a mapping of them, site -> (chains, draws, *shape).
+        sampler: the conditioned program -> its draws: anything with ``samples``, or a mapping of them, site ->
+            (chains, draws, *shape). An argument named seed gets another one in each simulation, without which the
+            ranks would depend on each other: ``lambda p, seed: pyrodgm.mcmc(p, NUTS(), chains=64, seed=seed, ...)``.
         observed: names of the sites that are data.
         simulations: N runs of the sampler.
         draws: L.
@@ -228,14 +232,16 @@ def mcmc_calibration(
     """
     _check_counts(simulations, draws)
     found: list[dict[str, Tensor]] = []
+    seeded = "seed" in inspect.signature(sampler).parameters
     for _ in range(simulations):
-        with torch.no_grad():
+        with torch.no_grad(), quiet(program):
             truth, data = _simulate(program, observed)
         conditioned = poutine.condition(program, data=data)
-        result = sampler(conditioned)
+        seed = int(torch.randint(2**31, ()))
+        result = sampler(conditioned, seed=seed) if seeded else sampler(conditioned)
         samples = _thinned(getattr(result, "samples", result), draws)
         known = [n for n in samples if n in truth.nodes]  # what is summed out or deterministic has no rank of its own
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), quiet(program), poutine.block():
             ranks = {
                 n: _ranks(samples[n].to(truth.nodes[n]["value"]), truth.nodes[n]["value"]).flatten() for n in known
             }
@@ -279,9 +285,11 @@ def _thinned(samples: Mapping[str, Tensor], draws: int) -> dict[str, Tensor]:
     chains, each = next(iter(samples.values())).shape[:2]
     if chains * each < draws:
         raise ValueError(f"expected at least {draws} draws from the sampler, got {chains} chains of {each}")
-    # from the end: the last draws of all chains are the ones that know least of each other
-    places = (chains * each - 1 - torch.arange(draws) * (chains * each) // draws).flip(0)
-    return {name: samples[name].transpose(0, 1).flatten(0, 1)[places] for name in samples}
+    # a round takes one draw of every chain: from the end, as far apart as there are rounds
+    rounds = -(-draws // chains)
+    i = torch.arange(draws)
+    chain, draw = i % chains, each - 1 - (i // chains) * each // rounds
+    return {name: samples[name][chain, draw] for name in samples}
 
 
 def _ranks(draws: Tensor, truth: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import check_guide_sites
+from pyrodgm.engine.surroundings import quiet
 from pyrodgm.evaluation.pareto import pareto_k
+from pyrodgm.traces import check_guide_sites
 
 __all__ = ["GuideFit", "guide_fit"]
 
@@ -68,7 +69,7 @@ def guide_fit(
     if particles < 25:
         raise ValueError(f"expected at least 25 particles to judge the weights by, got {particles}")
     weights = []
-    with poutine.block():
+    with quiet(program, guide), poutine.block():
         for _ in range(particles):
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
             scored = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(*args, **kwargs)

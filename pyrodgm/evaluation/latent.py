@@ -11,10 +11,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrodgm.core import Latent, evaluating, latent_rows, sample_sites
+from pyrodgm.core import Latent, evaluating
 from pyrodgm.distributions.factors import dimension_kl
 from pyrodgm.evaluation.likelihood import given_rows
 from pyrodgm.evaluation.two_sample import mmd
+from pyrodgm.traces import latent_rows, sample_sites
 
 __all__ = [
     "ActiveUnits",

@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating, sample_sites
+from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating
 from pyrodgm.evaluation.pareto import pareto_k
+from pyrodgm.traces import sample_sites
 
 __all__ = ["ImportanceEstimate", "LogLikelihood", "given_rows", "importance_estimate", "log_likelihood"]
 
@@ -72,7 +73,7 @@ def log_likelihood(
         rows = _rows(model.log_prob, model, x, context, batch_size)
         return LogLikelihood(*_mean(rows), "exact")
     if isinstance(model, Latent):
-        if _unnormalised_site(model, x, context) is not None:
+        if unnormalised_site(model, x, context) is not None:
             return LogLikelihood(math.nan, math.nan, "none")
 
         def bound(part: Tensor, part_context: Tensor | None) -> Tensor:
@@ -150,7 +151,7 @@ def importance_estimate(
     if particles < 25:
         raise ValueError(f"expected at least 25 particles to judge the weights by, got {particles}")
     x, context = given_rows(model, x, context)
-    site = _unnormalised_site(model, x, context)
+    site = unnormalised_site(model, x, context)
     if site is not None:
         raise TypeError(f"expected normalised sites, got {site!r} known up to its log Z; weights miss that constant")
 
@@ -165,8 +166,8 @@ def importance_estimate(
     return ImportanceEstimate(*_mean(rows), sampling, rows, khat, effective)
 
 
-def _unnormalised_site(model: Latent, x: Tensor, context: Tensor | None) -> str | None:
-    """The name of a site of the program whose density lacks its normaliser, if there is one."""
+def unnormalised_site(model: Latent, x: Tensor, context: Tensor | None) -> str | None:
+    """The name of a site of the program whose density lacks its normaliser, if there is one, by one row of x."""
     with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
         row = None if context is None else context[:1]
         trace = model.particle_trace(model.guide, 1, *model.check(x[:1], row))

@@ -6,7 +6,8 @@ import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrodgm.core import Tractable, data_plate, join_context
+from pyrodgm.core import Tractable, data_plate
+from pyrodgm.shapes import join_context
 
 __all__ = ["Amortized"]
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import torch
 from pyro.distributions import TorchDistribution, Uniform
 from torch import Tensor, nn
 
-from pyrodgm.core import Tractable, data_plate, join_context
+from pyrodgm.core import Tractable, data_plate
 from pyrodgm.distributions.quantized import Spread
+from pyrodgm.shapes import join_context
 
 __all__ = ["UniformDequantization", "VariationalDequantization"]
+
+
+class _OpenUniform(Uniform):
+    """A uniform distribution on [0, 1) whose draws are never 0, where flows have logits that end the density."""
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        return super().rsample(sample_shape).clamp(min=torch.finfo(self.low.dtype).eps)
 
 
 class UniformDequantization(nn.Module):
@@ -36,7 +46,7 @@ class UniformDequantization(nn.Module):
 
     def noise(self, x: Tensor, context: Tensor | None) -> TorchDistribution:
         """The distribution of u, batch shape (B,)."""
-        return Uniform(torch.zeros_like(x), torch.ones_like(x), validate_args=False).to_event(x.dim() - 1)
+        return _OpenUniform(torch.zeros_like(x), torch.ones_like(x), validate_args=False).to_event(x.dim() - 1)
 
     def condition(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
         """q(z | x, context), batch shape (B,)."""

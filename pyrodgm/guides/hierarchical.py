@@ -11,11 +11,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.program import ProgramGuide, sample_factor
 from pyrodgm.guides.reading import Call
 from pyrodgm.guides.sites import Sites, check_sites, local_features
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
 __all__ = ["Hierarchical"]

@@ -10,12 +10,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.gaussian import raw_of, scale_of
 from pyrodgm.guides.program import PackedGuide
 from pyrodgm.guides.sites import Sites, check_sites, local_features
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import join_context
 
 __all__ = ["ImplicitGuide", "NoiseThrough", "Sampler"]
 

@@ -13,9 +13,10 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyrodgm.core import Latent, data_plate, sample_sites
+from pyrodgm.core import Latent, data_plate
 from pyrodgm.distributions.factors import factors
 from pyrodgm.guides.stopped import stopped
+from pyrodgm.traces import sample_sites
 
 __all__ = ["Local", "refine"]
 

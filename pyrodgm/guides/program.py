@@ -15,10 +15,10 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, register_kl
 
-from pyrodgm.core import join_context
 from pyrodgm.guides.discrete import Discrete, DiscretePosterior, Enumerate
 from pyrodgm.guides.reading import Call, Site
 from pyrodgm.guides.sites import Sites, check_sites
+from pyrodgm.shapes import join_context
 
 __all__ = ["PackedGuide", "ProgramGuide", "Pushed", "sample_factor"]
 

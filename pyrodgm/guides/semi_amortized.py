@@ -11,11 +11,11 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyrodgm.core import sample_sites
 from pyrodgm.guides.gaussian import MeanField, sample_normals, scale_of
 from pyrodgm.guides.program import ProgramGuide
 from pyrodgm.guides.reading import Call, Site
 from pyrodgm.guides.sites import Sites, check_sites
+from pyrodgm.traces import sample_sites
 
 __all__ = ["SemiAmortized"]
 

@@ -11,8 +11,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyrodgm.core import sample_sites
 from pyrodgm.guides.reading import Call, Site, first_trace, plates_of, read_site, up_to_plate
+from pyrodgm.traces import sample_sites
 
 __all__ = ["Sites", "check_sites", "first_tensor", "local_features", "readable"]
 

@@ -9,7 +9,7 @@ import torch
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyrodgm.core import sample_sites
+from pyrodgm.traces import sample_sites
 
 __all__ = ["refuse_noise", "stopped"]
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyrodgm.core import Implicit, Tractable, join_context
+from pyrodgm.core import Implicit, Tractable
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import StandardNormal
 
 __all__ = ["GAN"]

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Info", "Kernel", "State", "Tuner"]
+__all__ = ["Info", "Kernel", "State", "Tuner", "refuse_memory"]
 
 Potential = Callable[[Tensor], Tensor]
 
@@ -81,11 +81,24 @@ class Tuner:
         """Learn from one step of ``self.kernel``."""
 
 
+def refuse_memory(kernel: Kernel, user: str) -> None:
+    """Raise TypeError, in the name of ``user``, for a kernel that has to run on without a new start."""
+    if kernel.remembers:
+        raise TypeError(
+            f"expected a kernel that leaves the model's law alone from its first step for {user}, got "
+            f"{type(kernel).__name__}, which keeps replicas or velocities between steps; keep it for sample() and "
+            "mcmc(), and use MALA, HMC or a Gibbs kernel here"
+        )
+
+
 class Kernel(ABC):
     """A Markov kernel that leaves exp(-potential) invariant.
 
     Source of the form: Lao et al. (2020), tfp.mcmc, arXiv:2002.01184 (one step of a kernel over a batch of chains).
     """
+
+    # Whether it keeps more than positions between steps, so that a few steps from init do not leave p alone.
+    remembers: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, potential: Any, positions: Tensor) -> State:

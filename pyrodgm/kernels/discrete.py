@@ -104,7 +104,10 @@ class GibbsWithGradients(_LocallyInformed):
 
     def check(self, positions: Tensor) -> None:
         if not bool(((positions == self.low) | (positions == self.high)).all()):
-            raise ValueError(f"expected positions of {self.low} and {self.high}, got other values; set low= and high=")
+            raise ValueError(
+                f"expected positions of {self.low} and {self.high}, got other values; set low= and high=, and "
+                "scaled=False inside ParallelTempering"
+            )
 
     def logits(self, x: Tensor, gradient: Tensor) -> Tensor:
         return (-(self.low + self.high - 2 * x) * gradient / 2).flatten(1)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyrodgm.kernels.base import Kernel, Potential
 from pyrodgm.kernels.langevin import energy_and_gradient
-from pyrodgm.kernels.metric import Metric
 
 __all__ = ["SMCEstimate", "sequential_monte_carlo", "systematic_resample"]
 
@@ -77,7 +76,7 @@ def sequential_monte_carlo(
         reference: :math:`E_0`, (chains, *event) -> (chains,), of finite value at its own draws.
         target: E, of the same positions.
         start: exact draws of the reference, (runs, N, *event), runs >= 2.
-        kernel: moves particles by energies: HMC, MALA, RandomWalk.
+        kernel: moves particles by energies: HMC, NUTS, MEADS, MALA, RandomWalk.
         moves: steps at each temperature.
         ess: share of the particles, inside (0, 1).
         base_log_partition: :math:`\log Z_0`, of :math:`e^{-E_0}`.
@@ -131,7 +130,7 @@ def _moved(
 ) -> tuple[Tensor, Kernel]:
     """The particles after ``moves`` steps, and the kernel as it was tuned to them."""
     state = kernel.init(potential, x)
-    if isinstance(getattr(kernel, "metric", None), Metric):
+    if hasattr(kernel, "one_step_acceptance"):  # whose step size and metric are tuned; MEADS reads both off its folds
         moments = kernel.metric.moments()
         moments.add(x, state.gradient)
         kernel = kernel.tuned(kernel.step_size, kernel.metric.estimated(moments, x))

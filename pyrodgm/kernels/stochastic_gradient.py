@@ -88,7 +88,8 @@ class SGLD(Kernel):
 
     No step is refused, so the law is off by O(:math:`\epsilon^2`), and further by the gradient's noise: with an exact
     gradient of precision matrix P its stationary covariance is :math:`(P (I - \epsilon^2 P / 4))^{-1}`. Steps that
-    fall (0.5 < gamma <= 1) take the error to 0, and want draws weighted by :math:`\epsilon_t^2`.
+    fall (0.5 < gamma <= 1) take the error to 0, and want draws weighted by :math:`\epsilon_t^2`
+    (``sample_stats["step_size"]`` squared).
 
     Args:
         step_size: :math:`\epsilon`, the standard deviation of the noise, as of :class:`MALA` (the source's epsilon is
@@ -111,13 +112,17 @@ class SGLD(Kernel):
             raise ValueError(f"expected step_size > 0, delay > 0 and decay >= 0, got {step_size}, {delay} and {decay}")
         self.step_size, self.decay, self.delay = step_size, decay, delay
 
+    def step_size_at(self, t: int) -> float:
+        r""":math:`\epsilon_t`, t from 0."""
+        return self.step_size * (1 + t / self.delay) ** (-self.decay / 2)
+
     def init(self, potential: Any, positions: Tensor) -> State:
         return State(positions.detach(), potential)
 
     @torch.no_grad()
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         x = state.positions
-        epsilon = self.step_size * (1 + state.moves / self.delay) ** (-self.decay / 2)
+        epsilon = self.step_size_at(state.moves)
         gradient = _gradient(state.potential, x, generator)
         y = x - epsilon**2 / 2 * gradient + epsilon * _normal(x, generator)
         return State(y, state.potential, moves=state.moves + 1), Info(torch.ones_like(x.flatten(1)[:, 0]))
@@ -131,8 +136,10 @@ class SGHMC(Kernel):
         v_{t+1} &= (1 - \alpha) v_t - \epsilon^2 \nabla \tilde U(x_{t+1})
             + \sqrt{2 (\alpha - \hat\beta)} \, \epsilon \xi_t
 
-    No step is refused: the law is off by O(:math:`\epsilon`), and by the noise of the gradient that
-    :math:`\hat\beta = \epsilon^2 V / 2` does not stand for, V the variance of :math:`\nabla \tilde U`.
+    No step is refused: the law is off by O(:math:`\epsilon^2`), and by the noise of the gradient that
+    :math:`\hat\beta = \epsilon^2 V / 2` does not stand for, V the variance of :math:`\nabla \tilde U`. With an exact
+    gradient of precision matrix P its stationary covariance is
+    :math:`(P (I - \epsilon^2 P / (4 - 2 \alpha)))^{-1}`.
 
     Args:
         step_size: :math:`\epsilon`, the square root of the source's learning rate :math:`\eta`.
@@ -147,6 +154,8 @@ class SGHMC(Kernel):
         >>> state.positions.shape, state.memory[0].shape
         (torch.Size([8, 3]), torch.Size([8, 3]))
     """
+
+    remembers = True
 
     def __init__(self, step_size: float, friction: float = 0.1, noise: float = 0.0) -> None:
         if not step_size > 0 or not 0 < friction <= 1 or not 0 <= noise <= friction:

@@ -83,6 +83,8 @@ class ParallelTempering(Kernel):
         (torch.Size([8, 1]), torch.Size([8, 3]))
     """
 
+    remembers = True
+
     def __init__(
         self,
         kernel: Kernel,

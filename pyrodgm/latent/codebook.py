@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyrodgm.bijectors.base import in_its_precision
 from pyrodgm.core import Tractable
 
 __all__ = ["CodePrior", "Codebook", "EmbeddedCodes"]
@@ -25,6 +27,8 @@ class Codebook(nn.Module):
     with :math:`n_k` how many vectors of a batch chose k. A code whose :math:`N_k` is below
     ``revive_below`` is dead: it takes the place of a random vector of the batch. All codes start
     dead, so the first batch lays them out. All state is in buffers, so checkpoints have it all.
+    Where several processes train (torch.distributed), the batch is that of all of them, and so is the codebook;
+    each process has to call :meth:`update` as often as the others.
 
     Args:
         codes: K >= 2.
@@ -69,10 +73,24 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """The code of the closest embedding, by Euclidean distance (eq. 1): (*B, E) -> (*B,)."""
-        half = 0.5 * self.vectors.square().sum(-1)  # |v|^2 is the same for all codes
+        with in_its_precision(vectors):
+            half = 0.5 * self.vectors.square().sum(-1)  # |v|^2 is the same for all codes
+            return self._closest(vectors, lambda part: torch.addmm(half, part, self.vectors.T, alpha=-1))
+
+    @torch.no_grad()
+    def find(self, vectors: Tensor) -> Tensor:
+        """The code of an embedding, (*B, E) -> (*B,): by differences, which are 0 there and nowhere else.
+
+        The products of :meth:`nearest` are rounded, so it may take another embedding that is close by.
+        """
+        kind = torch.promote_types(self.vectors.dtype, torch.float32)  # cdist knows no shorter types
+        book = self.vectors.to(kind)
+        return self._closest(vectors, lambda part: torch.cdist(part.to(kind), book, p=1.0))
+
+    def _closest(self, vectors: Tensor, distances: Callable[[Tensor], Tensor]) -> Tensor:
         flat = vectors.reshape(-1, self.size)
         parts = flat.split(max(1, _DISTANCES_AT_ONCE // len(self)))
-        chosen = [torch.addmm(half, part, self.vectors.T, alpha=-1).argmin(-1) for part in parts]
+        chosen = [distances(part).argmin(-1) for part in parts]
         return (chosen[0] if len(chosen) == 1 else torch.cat(chosen)).reshape(vectors.shape[:-1])
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -86,18 +104,43 @@ class Codebook(nn.Module):
         chosen = self.nearest(flat)
         rate = 1 - self.decay
         used = torch.zeros_like(self.counts).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
+        total = torch.zeros_like(self.sums).index_add_(0, chosen, flat)
+        _sum_over_processes(used, total)
         self.counts.lerp_(used, rate)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, chosen, flat), rate)
+        self.sums.lerp_(total, rate)
         if self.revive_below > 0:
             dead = self.counts < self.revive_below
-            # Without replacement: of two equal embeddings the second would never be chosen.
-            order = torch.randperm(len(flat), device=flat.device)
-            fresh = flat[order[torch.arange(len(self), device=flat.device) % len(flat)]]
             self.counts.copy_(torch.where(dead, torch.ones_like(self.counts), self.counts))
-            self.sums.copy_(torch.where(dead.unsqueeze(-1), fresh, self.sums))
-        alive = (self.counts > 0).unsqueeze(-1)
-        mean = self.sums / self.counts.clamp(min=torch.finfo(self.counts.dtype).tiny).unsqueeze(-1)
-        self.vectors.copy_(torch.where(alive, mean, self.vectors))
+            self.sums.copy_(torch.where(dead.unsqueeze(-1), self._fresh(flat), self.sums))
+        kind = torch.finfo(self.counts.dtype)
+        least = kind.tiny / kind.eps  # below it the sums of a code that nothing chooses lose their digits
+        mean = self.sums / self.counts.clamp(min=least).unsqueeze(-1)
+        self.vectors.copy_(torch.where((self.counts > least).unsqueeze(-1), mean, self.vectors))
+
+    def _fresh(self, flat: Tensor) -> Tensor:
+        """K random vectors of the batch, (N, E) -> (K, E), to which each of several processes gives its share."""
+        rank, processes = _processes()
+        # Without replacement: of two equal embeddings the second would never be chosen.
+        order = torch.randperm(len(flat), device=flat.device)
+        place = torch.arange(len(self), device=flat.device)
+        fresh = flat[order[place // processes % len(flat)]]
+        if processes > 1:
+            fresh = torch.where((place % processes == rank).unsqueeze(-1), fresh, 0.0)
+            _sum_over_processes(fresh)
+        return fresh
+
+
+def _processes() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _sum_over_processes(*tensors: Tensor) -> None:
+    if _processes()[1] > 1:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
 
 
 class EmbeddedCodes(TorchDistribution):
@@ -130,7 +173,7 @@ class EmbeddedCodes(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         vectors = value.unflatten(-1, (-1, self.book.size))  # (*B, L * E) -> (*B, L, E)
-        codes = self.book.nearest(vectors)
+        codes = self.book.find(vectors)
         # casts to a lower precision and back move an embedding by its rounding
         eps = 10 * torch.finfo(value.dtype).eps
         there = torch.isclose(self.book.embed(codes), vectors, rtol=eps, atol=eps).all(-1).all(-1)

@@ -7,12 +7,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyrodgm.core import Latent, evaluating, observed_part, sample_sites
+from pyrodgm.core import Latent, evaluating
 from pyrodgm.distributions.factors import factors
 from pyrodgm.guides.program import Pushed
+from pyrodgm.shapes import observed_part
+from pyrodgm.traces import sample_sites, site_log_prob
 
 __all__ = ["resample_missing"]
 
@@ -105,8 +106,7 @@ def _seen(likelihood: Any, x: Tensor, observed: Tensor) -> Tensor:
 def _log_prob(sites: dict[str, Any], count: int, rows: int) -> Tensor:
     total: Any = 0.0
     for site in sites.values():
-        log_prob = site["fn"].log_prob(site["value"])
-        total = total + scale_and_mask(log_prob, mask=site["mask"])
+        total = total + site_log_prob(site)
     return total.expand(count, rows)
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrodgm.core import Latent, Tractable, data_plate, evaluating, observed_part
+from pyrodgm.core import Latent, Tractable, data_plate, evaluating
 from pyrodgm.distributions.quantized import Quantized
 from pyrodgm.guides.dequantization import UniformDequantization, VariationalDequantization
+from pyrodgm.shapes import observed_part
 
 __all__ = ["Dequantized"]
 

@@ -12,12 +12,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.core import Tractable, data_plate, evaluating, join_context
+from pyrodgm.core import Tractable, data_plate, evaluating
 from pyrodgm.distributions.discretized import Codes
 from pyrodgm.latent.codebook import Codebook, CodePrior
 from pyrodgm.latent.completion import resample_missing
 from pyrodgm.latent.vae import VAE
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric
 
 __all__ = ["VQVAE", "NearestCode"]
@@ -46,7 +47,7 @@ class NearestCode(nn.Module):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The encoder's vectors, (B, L, E)."""
-        vectors = self.encoder(join_context(x.flatten(1), context))
+        vectors = self.encoder(join_context(x.flatten(1), context)).to(self.book.vectors.dtype)
         if vectors.shape[-1] % self.book.size:
             raise ValueError(
                 f"expected an encoder of L * {self.book.size} numbers (whole embeddings), got {vectors.shape[-1]}"

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyrodgm.core import Latent, Tractable, data_plate, evaluating, join_context
+from pyrodgm.core import Latent, Tractable, data_plate, evaluating
 from pyrodgm.distributions.mixture import MixtureDistribution
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
 __all__ = ["M2", "ClassAndStyle", "label_distribution"]
@@ -60,7 +62,7 @@ class ClassAndStyle(nn.Module):
 
     def labels(self, x: Tensor, context: Tensor | None = None) -> dist.OneHotCategorical:
         """q(y | x), certain where the label is given."""
-        return label_distribution(self.classifier(x.flatten(1)), context)
+        return label_distribution(self.classifier(x.flatten(1)).to(x.dtype), context)
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         if x is None:
@@ -181,6 +183,15 @@ class M2(Latent):
             y = pyro.sample("y", label_distribution(self.class_logits, context))
             z = pyro.sample("z", self._prior(y))
             return pyro.sample("x", self.likelihood.condition(join_context(z, y)), obs=x)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        x, context = self.check(x, context)
+        with poutine.block():
+            drawn: Any = poutine.trace(self.guide).get_trace(x, context).nodes
+        y, z = drawn["y"]["value"], drawn["z"]["value"]
+        self.prior.initialize(z, y if self.prior.context else None)
+        self.likelihood.initialize(x, join_context(z, y))
 
     def _prior(self, y: Tensor) -> TorchDistribution:
         return self.prior.condition(y if self.prior.context else None)

@@ -12,8 +12,9 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrodgm.core import GenerativeModel, Latent, Tractable, data_plate, join_context
+from pyrodgm.core import GenerativeModel, Latent, Tractable, data_plate
 from pyrodgm.guides.amortized import Amortized
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
 __all__ = ["VAE"]

@@ -2,8 +2,8 @@
 
 from pyrodgm.nets.concat_squash import ConcatSquash, ConcatSquashMLP
 from pyrodgm.nets.conv import ChannelsLastConv2d, ConvNet
-from pyrodgm.nets.incremental import IncrementalSolve
-from pyrodgm.nets.masked import IncrementalPass, MaskedMLP
+from pyrodgm.nets.incremental import IncrementalPass, IncrementalSolve
+from pyrodgm.nets.masked import MaskedMLP
 from pyrodgm.nets.mlp import MLP, MLPCritic
 from pyrodgm.nets.recurrent import RecurrentNet, TokenEncoder
 from pyrodgm.nets.residual import ResidualConvNet, WeightNormConv2d

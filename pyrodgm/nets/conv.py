@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyrodgm.nets.mlp import scale_start
+
 __all__ = ["ChannelsLastConv2d", "ConvNet"]
 
 
@@ -51,10 +53,7 @@ class ConvNet(nn.Module):
         for a, b in pairwise(hidden):
             layers += [nn.Conv2d(a, b, 1), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(hidden[-1], outputs, 3, padding=1))
-        if last_scale != 1.0:
-            with torch.no_grad():
-                for parameter in self.layers[-1].parameters():
-                    parameter.mul_(last_scale)
+        scale_start(self.layers[-1], last_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layers(x.reshape(-1, *x.shape[-3:]))

@@ -1,13 +1,132 @@
-"""Inverting an autoregressive map with every weight used once, forwards and backwards."""
+"""One pass through a masked network with every weight used once: to sample, and to invert forwards and backwards."""
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrodgm.nets.masked import IncrementalPass
+from pyrodgm.nets.masked import MaskedMLP, one_hot
 
-__all__ = ["IncrementalSolve"]
+__all__ = ["IncrementalPass", "IncrementalSolve"]
+
+_CHUNK = 8  # features whose units are pushed to all later ones together
+
+
+class IncrementalPass:
+    r"""One forward pass of a :class:`MaskedMLP`, feature by feature, that uses every weight once.
+
+    The units are sorted by degree, so when feature of rank i is set, exactly the units of degree i
+    become computable: a block of rows of each layer. D steps cost one dense pass, where D full
+    passes cost D. As in a blocked triangular solve, the units of a chunk of features are added to
+    all later ones in one product.
+
+    Args:
+        net: the network; ``mask`` picks one of its sets of degrees.
+        context: (N, C) or None.
+        rows: N.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net: MaskedMLP, context: Tensor | None, rows: int, mask: int = 0) -> None:
+        ranks, *degrees = net._degrees(mask)
+        self.features, self.outputs, self.categories = net.features, net.outputs, net.categories
+        width = net.categories or 1  # inputs of a feature
+        self.order = ranks.argsort()  # self.order[i] is the feature of rank i
+        self.order_list = self.order.tolist()
+        self.activation = net.activation
+        inputs = (self.order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
+        sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
+        last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
+        to_last = net.context_to_last if net.layers else net.from_context
+
+        layers = cast(list[nn.Linear], list(net.layers))
+
+        def bias(linear: nn.Linear, from_context: nn.Linear | None, sort: Tensor) -> Tensor:
+            value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
+            if from_context is not None and context is not None:
+                value = value + from_context.weight @ context.T
+            return _sorted(value, sort)
+
+        self.weights = [
+            _sorted(_sorted(layer.weight, up), down, 1).contiguous()
+            for layer, down, up in zip(layers, sorts[:-1], sorts[1:], strict=True)
+        ]
+        self.biases = [
+            bias(layer, net.from_context if i == 0 else None, sort)
+            for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
+        ]
+        split = (net.outputs, net.features)
+        last_weight = _sorted(_sorted(net.last.weight, last_sort), sorts[-1], 1)
+        self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()
+        self.last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1).contiguous()
+        self.direct = (
+            None
+            if net.direct is None
+            else net.direct.weight[last_sort][:, inputs].unflatten(0, split).transpose(0, 1).contiguous()
+        )
+        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input, of ranks below i).
+        grid = torch.arange(net.features + 1, device=ranks.device)
+        self.ends = [(grid * width).tolist()] + [
+            torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
+        ]
+        like = net.last.weight
+        self.units = [like.new_empty(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        self.values = like.new_empty(net.features, rows) if self.categories else self.units[0]  # by rank, (D, N)
+        # Pre-activations, as far as the finished chunks of features go: (H, N), and (D, P, N) of the outputs.
+        self.inputs = [b.expand(-1, rows).clone() for b in self.biases]
+        self.out = self.last_bias.expand(-1, -1, rows).clone()
+        self.begun = [0] * len(self.ends)  # where the units of the chunk at hand begin
+        for level in range(1, len(self.units)):
+            self._fill(level, 0, self.ends[level][0], self.ends[level - 1][0])
+        self._push(0)
+
+    def _fill(self, level: int, start: int, end: int, below: int) -> None:
+        """Compute the units start .. end of a hidden layer, once the first ``below`` units under it are there."""
+        if end == start:
+            return
+        inputs, under = self.inputs[level - 1][start:end], self.begun[level - 1]
+        if below > under:
+            inputs.addmm_(self.weights[level - 1][start:end, under:below], self.units[level - 1][under:below])
+        self.units[level][start:end] = self.activation(inputs)
+
+    def _push(self, features: int) -> None:
+        """A chunk has ended: add what its units feed to all that come later, in products of many rows."""
+        for level in range(1, len(self.units)):
+            under, below = self.begun[level - 1], self.ends[level - 1][features]
+            later = self.ends[level][features]
+            if below > under and later < len(self.units[level]):
+                weight = self.weights[level - 1][later:, under:below]
+                self.inputs[level - 1][later:].addmm_(weight, self.units[level - 1][under:below])
+        under, seen = self.begun[-1], self.ends[-1][features]
+        if seen > under and features < self.features:
+            weight = self.last_weight[features:, :, under:seen].flatten(0, 1)
+            self.out[features:].flatten(0, 1).addmm_(weight, self.units[-1][under:seen])
+        self.begun = [end[features] for end in self.ends]
+
+    def parameters(self, i: int) -> Tensor:
+        """The P numbers for the feature of rank i, (P, N), once the ranks below i are set."""
+        under, seen = self.begun[-1], self.ends[-1][i]
+        out = torch.addmm(self.out[i], self.last_weight[i][:, under:seen], self.units[-1][under:seen])
+        if self.direct is None:
+            return out
+        inputs = self.ends[0][i]
+        return out + self.direct[i][:, :inputs] @ self.units[0][:inputs]
+
+    def set(self, i: int, value: Tensor) -> None:
+        """Fix the feature of rank i to ``value`` (N,)."""
+        self.values[i] = value
+        if self.categories:
+            self.units[0][self.ends[0][i] : self.ends[0][i + 1]] = one_hot(self.values[i], self.categories).T
+        for level in range(1, len(self.units)):
+            self._fill(level, self.ends[level][i], self.ends[level][i + 1], self.ends[level - 1][i + 1])
+        if (i + 1) % _CHUNK == 0:
+            self._push(i + 1)
+
+    def result(self) -> Tensor:
+        """The features in their natural order, (N, D)."""
+        return self.values[self.order.argsort()].T.contiguous()
 
 
 class IncrementalSolve(IncrementalPass):
@@ -66,3 +185,8 @@ class IncrementalSolve(IncrementalPass):
                 delta = pending[level][rows].mul_(active[level - 1][rows])
                 pending[level - 1][:below].addmm_(self.weights[level - 1][rows, :below].T, delta)
         return v[order.argsort()].T.contiguous()
+
+
+def _sorted(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:
+    """values in an order along one dimension, without a copy where they have it already, as degrees mostly do."""
+    return values if bool((sort.diff() > 0).all()) else values.index_select(dim, sort)

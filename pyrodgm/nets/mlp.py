@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "MLPCritic"]
+__all__ = ["MLP", "ColumnLinear", "MLPCritic", "by_columns", "scale_start"]
 
 
 class MLP(nn.Sequential):
@@ -29,8 +29,6 @@ class MLP(nn.Sequential):
         torch.Size([5, 2])
     """
 
-    columns = False
-
     def __init__(
         self,
         inputs: int,
@@ -45,24 +43,28 @@ class MLP(nn.Sequential):
             raise ValueError(f"expected positive layer sizes, got {sizes}")
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(sizes)):
-            layers.append(nn.Linear(a, b))
-            if i < len(hidden):
+            last = i == len(hidden)
+            layers.append(ColumnLinear(a, b) if last and columns else nn.Linear(a, b))
+            if not last:
                 # In place: what it changes is the fresh output of a linear map.
                 layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+        scale_start(layers[-1], last_scale)
         super().__init__(*layers)
-        self.columns = columns
-        if last_scale != 1.0:
-            with torch.no_grad():
-                for parameter in layers[-1].parameters():
-                    parameter.mul_(last_scale)
+
+
+class ColumnLinear(nn.Linear):
+    """A linear layer whose result is laid out by columns."""
 
     def forward(self, x: Tensor) -> Tensor:
-        *body, last = self
-        for layer in body:
-            x = layer(x)
-        hooks = last._forward_hooks or last._forward_pre_hooks or last._backward_hooks or last._backward_pre_hooks
-        plain = type(last) is nn.Linear and last.bias is not None and not hooks
-        return by_columns(x, last.weight, last.bias) if self.columns and plain else last(x)  # type: ignore[arg-type]
+        return by_columns(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def scale_start(layer: nn.Module, factor: float) -> None:
+    """Multiply the initial weights and biases of a layer; 0 makes it start at 0."""
+    if factor != 1.0:
+        for parameter in layer.parameters():
+            parameter.mul_(factor)
 
 
 def by_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ class RecurrentNet(nn.Module):
             return [None] * len(self.layers)
         begins = self.start(context).unsqueeze(0).split(list(self.hidden), -1)  # (1, N, H) a layer
         return [
-            (begin.tanh(), begin) if isinstance(layer, nn.LSTM) else begin.tanh()
+            # cuDNN takes no memory that is a part of a larger tensor
+            (begin.tanh(), begin.contiguous()) if isinstance(layer, nn.LSTM) else begin.tanh()
             for layer, begin in zip(self.layers, begins, strict=True)
         ]
 

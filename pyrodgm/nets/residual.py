@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyrodgm.nets.mlp import scale_start
+
 __all__ = ["ResidualConvNet", "WeightNormConv2d"]
 
 
@@ -67,10 +69,7 @@ class ResidualConvNet(nn.Module):
             for _ in range(blocks)
         )
         self.last = nn.Conv2d(hidden, outputs, 1)
-        if last_scale != 1.0:
-            with torch.no_grad():
-                for parameter in self.last.parameters():
-                    parameter.mul_(last_scale)
+        scale_start(self.last, last_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x.reshape(-1, *x.shape[-3:]))

@@ -112,7 +112,8 @@ class ProductOfTopics(nn.Module):
         return F.batch_norm(self.weights.weight.T, *running, eps=self.norm.eps)
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.log_softmax(self.norm(self.weights(self.dropout(z.softmax(-1)))), -1)
+        logits = self.norm(self.weights(self.dropout(z.softmax(-1))))
+        return F.log_softmax(logits.to(z.dtype), -1)  # as z has it, whatever autocast makes of the product
 
 
 class LogLinear(nn.Module):
@@ -138,7 +139,7 @@ class LogLinear(nn.Module):
         return self.weights.weight.T
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.log_softmax(self.weights(z), -1)
+        return F.log_softmax(self.weights(z).to(z.dtype), -1)
 
 
 class TopicEmbeddings(nn.Module):
@@ -148,7 +149,7 @@ class TopicEmbeddings(nn.Module):
         topics: K.
         words: V.
         size: of the space, where no embeddings are given.
-        embeddings: of the words, :math:`\rho` (V, E), kept as they are; None learns them.
+        embeddings: of the words, :math:`\rho` (V, E), kept as they are, in torch's default dtype; None learns them.
     Shapes: z (*B, K), :math:`\theta = \operatorname{softmax}(z)` -> log-probabilities (*B, V).
     Raises: ValueError for embeddings that are not one row a word.
     Source: Dieng et al. (2020), arXiv:1907.04907, eq. 2-5.
@@ -165,15 +166,15 @@ class TopicEmbeddings(nn.Module):
         if embeddings is None:
             self.rho = nn.Parameter(torch.randn(words, size))
         else:
-            self.register_buffer("rho", embeddings.clone())
+            self.register_buffer("rho", embeddings.to(torch.get_default_dtype(), copy=True))
         self.alpha = nn.Linear(size, topics, bias=False)
 
     @property
     def topics(self) -> Tensor:
         """The topics' log-probabilities of words, (K, V)."""
-        return F.log_softmax(self.alpha(self.rho).T, -1)
+        return F.log_softmax(self.alpha(self.rho).T.to(self.rho.dtype), -1)
 
     def forward(self, z: Tensor) -> Tensor:
-        probs = z.softmax(-1) @ self.topics.exp()
+        probs = (z.softmax(-1) @ self.topics.exp()).to(z.dtype)
         # a word that no topic has would make the loss infinite
         return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()

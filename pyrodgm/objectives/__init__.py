@@ -5,6 +5,7 @@ from pyrodgm.objectives.annealing import CyclicalAnnealing, LinearAnnealing, Sch
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.centring import weight_groups
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
+from pyrodgm.objectives.default import default_objective
 from pyrodgm.objectives.elbo import ELBO, PyroObjective
 from pyrodgm.objectives.free_bits import FreeBits
 from pyrodgm.objectives.importance import ImportanceWeighted
@@ -62,6 +63,7 @@ __all__ = [
     "VariationalEM",
     "VectorQuantization",
     "WakeSleep",
+    "default_objective",
     "generative_parameters",
     "log_aggregate",
     "weight_groups",

@@ -31,6 +31,16 @@ class Objective(nn.Module):
         held_out_name: what :meth:`held_out` measures.
         lr: learning rate that suits :meth:`optimizer`.
         needs_data: False where the model's own draws are all that is learned from.
+    Example:
+        >>> class Tempered(Objective):
+        ...     def check(self, model):
+        ...         if model.family != "tractable":
+        ...             raise TypeError(f"expected a tractable model, got the {model.family} one")
+        ...     def loss(self, model, x, context=None, *, n=None):
+        ...         return -(0.5 * model.log_prob(x, context)).mean()
+        >>> from pyrodgm.tractable import RealNVP
+        >>> Tempered().loss(RealNVP(features=2), torch.zeros(4, 2)).shape
+        torch.Size([])
     """
 
     unit: str = "nats/datum"

@@ -8,12 +8,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyrodgm.core import Energy, GenerativeModel, evaluating, join_context
+from pyrodgm.core import Energy, GenerativeModel, evaluating
 from pyrodgm.energy.gap import Gap, Offsets
 from pyrodgm.evaluation.two_sample import energy_distance
+from pyrodgm.kernels.base import refuse_memory
 from pyrodgm.objectives.base import Objective, fusable
 from pyrodgm.objectives.centring import RunningOffsets, refuse_weight_cost, weight_groups
 from pyrodgm.objectives.partition import PartitionMemory
+from pyrodgm.seeding import random_state
+from pyrodgm.shapes import join_context
 
 __all__ = ["ContrastiveDivergence", "Layered"]
 
@@ -104,6 +107,12 @@ class ContrastiveDivergence(Objective):
                 f"expected an energy model for contrastive divergence, got {type(model).__name__}; "
                 "its family has a likelihood or a bound to fit by"
             )
+        refuse_memory(model.kernel, "negatives")
+        if self.weight_cost and all(p.dim() < 2 for p in model.parameters()):
+            raise ValueError(
+                f"expected weight_cost=0 for a {type(model).__name__}, whose couplings are one vector, got "
+                f"{self.weight_cost}; pass optimizer= with a decay of its own for them"
+            )
         if self.persistent and model.context:
             raise ValueError(
                 "expected a model without context for persistent chains, since each chain would need the context "
@@ -161,8 +170,7 @@ class ContrastiveDivergence(Objective):
         if self.negatives is None:
             # here and not in loss, whose traced form needs every buffer to be there; a fixed seed of their
             # own, so that neither the caller's random numbers nor the run's depend on when they were made
-            with torch.random.fork_rng(range(torch.cuda.device_count())):
-                torch.manual_seed(_CHAINS_SEED)
+            with random_state(model.device, _CHAINS_SEED):
                 self.negatives = model.start(self.chains).detach()
         if self.negatives.shape[1:] != model.event_shape:
             raise ValueError(

@@ -16,11 +16,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrodgm.core import GenerativeModel, check_guide_sites, refuse_auxiliary, sample_sites
+from pyrodgm.core import GenerativeModel
 from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.free_bits import FreeBits
+from pyrodgm.traces import check_guide_sites, refuse_auxiliary, sample_sites, site_log_prob
 
 __all__ = ["ELBO", "PyroObjective"]
 
@@ -76,6 +77,8 @@ class ELBO(Objective):
             raise ValueError(f"expected beta >= 0, got {beta}")
         self.particles, self.analytic_kl, self.stl = particles, analytic_kl and not stl, stl
         self.beta = beta if isinstance(beta, Schedule) else float(beta)
+        if free_bits is not None and not isinstance(free_bits, FreeBits):
+            raise TypeError(f"expected free_bits as FreeBits(nats), got {free_bits!r}; use FreeBits(0.25)")
         self.free_bits = free_bits
 
     def check(self, model: GenerativeModel) -> None:
@@ -107,7 +110,7 @@ class ELBO(Objective):
             sums[site["scale"]] = sums.get(site["scale"], 0.0) + (beta * term if name in latents else term)
         for name, site in latents.items():
             if name not in model_trace.nodes:  # an auxiliary site of the guide that the program does not have
-                sums[site["scale"]] = sums.get(site["scale"], 0.0) - beta * _total(site, _log_prob(site))
+                sums[site["scale"]] = sums.get(site["scale"], 0.0) - beta * site_log_prob(site).sum()
         total: Any = 0.0
         for scale, value in sums.items():
             total = total + value * (-scale / (rows * self.particles))
@@ -122,7 +125,7 @@ class ELBO(Objective):
     def _term(self, site: Any, guide_site: Any) -> Tensor:
         """A site's share of the bound: its log-probability, or -KL(q || p) for a latent."""
         if guide_site is None:
-            return _total(site, _log_prob(site))
+            return site_log_prob(site).sum()
         if self.free_bits is not None and any(frame.name == "data" for frame in site["cond_indep_stack"]):
             return -self.free_bits(guide_site, site, self.analytic_kl)
         # Of a point with a density (Pyro's autoguides push draws that way) Pyro's KL forgets the density.
@@ -131,7 +134,7 @@ class ELBO(Objective):
                 return -kl_divergence(guide_site["fn"], site["fn"]).sum()
             except NotImplementedError:
                 pass  # no closed form for this pair: take the sample's
-        return _total(site, _log_prob(site)) - _total(guide_site, _log_prob(guide_site))
+        return site_log_prob(site).sum() - site_log_prob(guide_site).sum()
 
     def _trace(self, program: Callable[..., Any], x: Tensor, context: Tensor | None, n: int | None) -> Any:
         particles = pyro.plate("particles", self.particles, dim=-2) if self.particles > 1 else nullcontext()
@@ -164,14 +167,6 @@ class _Tempered(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.weight
-
-
-def _log_prob(site: Any) -> Tensor:
-    return site["fn"].log_prob(site["value"])
-
-
-def _total(site: Any, term: Tensor) -> Tensor:
-    return term.sum() if site["mask"] is None else (term * site["mask"]).sum()
 
 
 class PyroObjective(Objective):

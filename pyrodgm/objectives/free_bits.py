@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -50,8 +51,14 @@ class FreeBits(nn.Module):
         Raises: TypeError if groups are asked for and the dimensions are not independent.
         """
         kl = self._groups(q_site["fn"], p_site["fn"], q_site["value"], analytic)  # (*B, G)
-        rows = kl.shape[:-1].numel()
-        return rows * kl.reshape(rows, -1).mean(0).clamp(min=self.nats).sum()
+        batch = kl.shape[:-1]
+        kl, mask = kl.flatten(0, -2), p_site["mask"]
+        if mask is None:
+            return len(kl) * kl.mean(0).clamp(min=self.nats).sum()
+        seen = torch.as_tensor(mask, device=kl.device).expand(batch).reshape(-1, 1)  # rows that count
+        rows = seen.sum()
+        means = torch.where(seen, kl, 0.0).sum(0) / rows.clamp(min=1)
+        return rows * means.clamp(min=self.nats).sum()
 
     def _groups(self, q: Any, p: Any, value: Tensor, analytic: bool) -> Tensor:
         if self.group is None:

@@ -9,9 +9,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, check_guide_sites, check_reparameterised, sample_sites
+from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.base import Objective
+from pyrodgm.traces import check_guide_sites, check_reparameterised, sample_sites
 
 __all__ = ["ImportanceWeighted"]
 

@@ -8,9 +8,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, latent_rows
+from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
+from pyrodgm.traces import check_reparameterised, latent_rows, sample_sites, site_log_prob
 
 __all__ = ["InfoVAE"]
 
@@ -31,7 +32,7 @@ class InfoVAE(Objective):
         bandwidth: s; default :math:`\sqrt Z`.
         particles: draws of the guide for each row.
     Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; TypeError from ``loss``
-        if the guide is not reparameterised.
+        if the guide, or a prior with parameters to train, is not reparameterised.
     Source: Zhao et al. (2017), arXiv:1706.02262, eq. 6 and section 3.2; Gretton et al. (2012), eq. 3.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -64,6 +65,12 @@ class InfoVAE(Objective):
         traces = [poutine.trace(program).get_trace(x, context) for program in (model.guide, model)]
         if torch.is_grad_enabled():
             check_reparameterised(traces[0])
+            for name, site in sample_sites(traces[1]).items():
+                if not site["is_observed"] and not site["fn"].has_rsample and site_log_prob(site).requires_grad:
+                    raise TypeError(
+                        f"expected a prior with rsample, or one that is not trained, got {name!r} without; freeze it "
+                        "(prior.requires_grad_(False)), or use ELBO"
+                    )
         drawn, prior = (latent_rows(trace, len(x)) for trace in traces)
         return loss + (self.alpha + self.scale - 1) * _mmd(drawn, prior, self.bandwidth)
 

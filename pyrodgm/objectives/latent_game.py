@@ -10,12 +10,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, latent_rows, sample_sites
+from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.guides.contrast import Contrast
 from pyrodgm.guides.implicit import ImplicitGuide
 from pyrodgm.nets.mlp import MLPCritic
 from pyrodgm.objectives.adversarial import Game, Minimax, NonSaturating
 from pyrodgm.objectives.base import Objective
+from pyrodgm.traces import check_reparameterised, latent_rows, sample_sites, site_log_prob
 
 __all__ = ["AdversarialAutoencoder", "AdversarialVariationalBayes"]
 
@@ -40,14 +41,24 @@ class _LatentGame(Objective):
         return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=True)
 
     @staticmethod
-    def _run(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(log p(x | z), z) with z from the guide and gradients through it: (B,), (B, Z)."""
+    def _run(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
+        """log p(x | z), z of the guide with its gradients, and log p(z) for the prior's gradient: (B,), (B, Z), (B,).
+
+        The last is 0 with that gradient; z tells the guide nothing there, which hears of the prior by the critic.
+        """
         drawn = poutine.trace(model.guide).get_trace(x, context)
-        sites = sample_sites(drawn)
         check_reparameterised(drawn)
-        program = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context)
-        seen = [_log_prob(site) for name, site in sample_sites(program).items() if name not in sites]
-        return torch.stack(seen).sum(0), latent_rows(drawn, len(x))
+        z, guide_sites = latent_rows(drawn, len(x)), sample_sites(drawn)
+        program = sample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context))
+        seen = torch.stack([site_log_prob(site) for name, site in program.items() if name not in guide_sites]).sum(0)
+        latents = [name for name in program if name in guide_sites]
+        if not any(program[name]["fn"].log_prob(program[name]["value"].detach()).requires_grad for name in latents):
+            return seen, z, 0.0
+        for site in guide_sites.values():
+            site["value"] = site["value"].detach()
+        again = sample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context))
+        log_prior = torch.stack([site_log_prob(again[name]) for name in latents]).sum(0)
+        return seen, z, log_prior - log_prior.detach()
 
     @staticmethod
     @torch.no_grad()
@@ -72,7 +83,8 @@ class AdversarialAutoencoder(_LatentGame):
         critic: module (z (B, Z), context (B, C) or None) -> scores (B,).
         game: the two losses; default :class:`NonSaturating`.
         critic_steps: critic steps for each step of the guide.
-    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised.
+    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised, or the prior has parameters
+        to train, which no player of this game moves.
     Source: Makhzani et al. (2015), arXiv:1511.05644, section 2.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -96,6 +108,15 @@ class AdversarialAutoencoder(_LatentGame):
         critic = self.critic.parameters()
         return {"model": model.parameters(), "critic": critic, "guide": model.guide.parameters()}
 
+    def check(self, model: GenerativeModel) -> None:
+        super().check(model)
+        learned = [name for name, site in _prior_sites(model).items() if site_log_prob(site).requires_grad]
+        if learned:
+            raise TypeError(
+                f"expected a prior without parameters to train, got {learned}, which no player of this game moves; "
+                "freeze it (prior.requires_grad_(False)), or use AdversarialVariationalBayes"
+            )
+
     def forward(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Iterator[tuple[str, Tensor]]:
@@ -110,7 +131,7 @@ class AdversarialAutoencoder(_LatentGame):
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Tensor:
         with torch.no_grad():
-            seen, z = self._run(model, x, context)
+            seen, z, _ = self._run(model, x, context)
             return -(seen + self.critic(z, context)).mean()  # the best critic's score is log p(z) - log q(z)
 
 
@@ -119,6 +140,8 @@ class AdversarialVariationalBayes(_LatentGame):
 
     .. math:: \text{critic: } -E_{q(z \mid x)} \log \sigma(T(x, z)) - E_{p(z)} \log(1 - \sigma(T(x, z))), \qquad
         \text{model: } E_{q(z \mid x)} \bigl[ T(x, z) - \log p(x \mid z) \bigr]
+
+    The critic gives T's value; a prior with parameters has its gradient from :math:`-\log p(z)` at the draws.
 
     Only the logistic loss makes the best critic that ratio, so there is no choice of game. The guide is any
     module that draws its sites with gradients, such as noise through a network beside x.
@@ -212,8 +235,8 @@ class AdversarialVariationalBayes(_LatentGame):
 
     def _negative_bound(self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> Tensor:
         if not isinstance(self.critic, Contrast):
-            seen, z = self._run(model, x, context)
-            return (self._score(x, z, context) - seen).mean()
+            seen, z, prior = self._run(model, x, context)
+            return (self._score(x, z, context) - seen - prior).mean()
         guide = self.critic.scored(cast(ImplicitGuide, model.guide))
         drawn = Latent.particle_trace(guide, self.particles, x, context, n)
         check_reparameterised(drawn)
@@ -234,15 +257,15 @@ _WANTED = (
 )
 
 
-def _log_prob(site: Any) -> Tensor:
-    log_prob: Tensor = site["fn"].log_prob(site["value"])  # (B,)
-    return log_prob if site["mask"] is None else log_prob * site["mask"]
+def _prior_sites(model: GenerativeModel) -> dict[str, Any]:
+    """The latent sites of one draw of the program, which leaves the random state alone."""
+    context = torch.zeros(1, model.context, dtype=model.dtype, device=model.device) if model.context else None
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        trace = poutine.trace(model).get_trace(None, context, n=1)
+    return {name: site for name, site in sample_sites(trace).items() if name != "x"}
 
 
 def _latent_size(model: GenerativeModel) -> int:
-    """Z, by one draw of the program that leaves the random state alone."""
-    context = torch.zeros(1, model.context, dtype=model.dtype, device=model.device) if model.context else None
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
-        trace = poutine.trace(model).get_trace(None, context, n=1)
-    sites = {name: site for name, site in sample_sites(trace).items() if name != "x"}
-    return sum(site["value"].numel() for site in sites.values())
+    """Z, by one draw of the program."""
+    with torch.no_grad():
+        return sum(site["value"].numel() for site in _prior_sites(model).values())

@@ -25,9 +25,10 @@ class NoiseContrastive(Objective):
         L = -\frac1B \sum_i \Bigl[ \log \sigma(G(x_i)) + \sum_{j=1}^\nu \log(1 - \sigma(G(x'_{ij}))) \Bigr], \quad
         G(x) = -E(x) - \log Z - \log q(x) - \log \nu, \quad x' \sim q
 
-    log Z is learned like any parameter: at the optimum it is the model's own, so ``log_z`` estimates it. For a
-    conditional model it is linear in the context, which is right for one-hot labels; what else depends on the context
-    has to be in the energy. Noise close to the data makes the estimate sharp: fit a flow first.
+    log Z is learned like any parameter: at the optimum it is the model's own where the rows' law is in the model's
+    family, so there ``log_z`` estimates it. For a conditional model it is linear in the context, which is right for
+    one-hot labels; what else depends on the context has to be in the energy. Noise close to the data makes the estimate
+    sharp: fit a flow first.
 
     Args:
         noise: a tractable model whose support covers the rows, with context 0 or C; a frozen copy is kept.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrodgm.core import GenerativeModel, Latent, check_reparameterised, sample_sites
+from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.distributions.factors import factors
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
+from pyrodgm.traces import check_reparameterised, sample_sites, site_log_prob
 
 __all__ = ["BetaTCVAE", "KLTerms", "log_aggregate"]
 
@@ -121,16 +122,11 @@ class BetaTCVAE(Objective):
         log_q = pairs.sum(-1).diagonal()  # (B,)
         joint = log_aggregate(pairs.sum(-1), n or rows, self.stratified)  # (B,)
         single = log_aggregate(pairs, n or rows, self.stratified).sum(-1)  # (B, Z) -> (B,)
-        log_prior = torch.stack([_log_prob(sites[name]) for name in guide_sites]).sum(0)
-        observed = torch.stack([_log_prob(site) for name, site in sites.items() if name not in guide_sites]).sum(0)
+        log_prior = torch.stack([site_log_prob(sites[name]) for name in guide_sites]).sum(0)
+        observed = torch.stack([site_log_prob(site) for name, site in sites.items() if name not in guide_sites]).sum(0)
         return observed.mean(), KLTerms((log_q - joint).mean(), (joint - single).mean(), (single - log_prior).mean())
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Tensor:
         return ELBO().held_out(model, x, context, n=n)
-
-
-def _log_prob(site: Any) -> Tensor:
-    log_prob: Tensor = site["fn"].log_prob(site["value"])  # (B,)
-    return log_prob if site["mask"] is None else log_prob * site["mask"]

@@ -10,9 +10,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn import Parameter
 
-from pyrodgm.core import GenerativeModel, Latent, refuse_auxiliary
+from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.importance import ImportanceWeighted
+from pyrodgm.traces import refuse_auxiliary
 
 __all__ = ["ReweightedWakeSleep", "WakeSleep", "generative_parameters"]
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, get_args, get_origin
 
 from pyrodgm.engine import fit
-from pyrodgm.engine.fit import _fabric
+from pyrodgm.engine.fabric import make_fabric
 from pyrodgm.engine.settings import Settings
 from pyrodgm.members import Member
 
@@ -78,7 +78,7 @@ def check_fit(options: Mapping[str, Any]) -> None:
     values = {name: p.default for name, p in parameters.items()} | dict(options)
     # a run has a folder for its checkpoints, and held-out rows
     Settings(**{f.name: values[f.name] for f in fields(Settings)} | {"checkpoint": "checkpoint"}).check(held_out=True)
-    _fabric(str(values["device"]), *(values[name] for name in ("precision", "strategy", "devices")))
+    make_fabric(str(values["device"]), *(values[name] for name in ("precision", "strategy", "devices")))
 
 
 def listed(value: Any) -> Any:

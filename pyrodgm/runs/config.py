@@ -19,6 +19,7 @@ from pyrodgm.distributions.conditionals import BernoulliConditional, GaussianMix
 from pyrodgm.members import Member, member
 from pyrodgm.objectives.base import Objective
 from pyrodgm.runs.arguments import check_names, completed, listed, objective_arguments, plain_arguments
+from pyrodgm.seeding import random_state
 
 __all__ = ["build_model", "build_objective", "fit_command", "make_config", "train_call"]
 
@@ -95,8 +96,7 @@ def build_model(config: Mapping[str, Any]) -> GenerativeModel:
         "output": torch.nn.Sigmoid() if shape["unit"] else None,
     }
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config["seed"])
+        with random_state(torch.get_default_device(), config["seed"]):
             model: GenerativeModel = build(**{k: v for k, v in derived.items() if k in known} | arguments)
     except TypeError as error:
         raise ValueError(f"{config['model']}: {error}; see pyrodgm fit {config['model']} --help") from error
@@ -111,8 +111,7 @@ def build_objective(config: Mapping[str, Any], model: GenerativeModel) -> Object
         return None
     settings = {k: v for k, v in which.settings if not (k == "persistent" and model.context)}
     first = [model] if "model" in inspect.signature(build).parameters else []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
+    with random_state(torch.get_default_device(), config["seed"]):
         objective: Objective = build(*first, **settings | config["objective"])
     try:
         objective.check(model)

@@ -19,15 +19,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyrodgm.files import write_atomically, write_text
 
 __all__ = [
     "clear",
@@ -37,25 +37,8 @@ __all__ = [
     "read_metrics",
     "read_samples",
     "write_arrays",
-    "write_atomic",
     "write_json",
-    "write_text",
 ]
-
-
-def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then put it in place."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -71,7 +54,7 @@ def write_arrays(path: Path, **values: Tensor | np.ndarray[Any, Any]) -> None:
         with part.open("wb") as file:  # by name, savez would append .npz
             np.savez_compressed(file, **arrays)
 
-    write_atomic(path, write)
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import pyrodgm
 from pyrodgm.core import GenerativeModel
 from pyrodgm.data import DataSet, load
 from pyrodgm.engine import Fit
+from pyrodgm.files import write_atomically
 from pyrodgm.members import member
 from pyrodgm.runs.arguments import check_fit
 from pyrodgm.runs.config import build_model, build_objective, fit_command, make_config
-from pyrodgm.runs.folder import clear, read_json, write_arrays, write_atomic, write_json
+from pyrodgm.runs.folder import clear, read_json, write_arrays, write_json
 from pyrodgm.runs.run import Run, evaluate
 
 __all__ = ["Job", "prepare", "train"]
@@ -62,7 +63,7 @@ class Job:
             checkpoint=out / "checkpoint", seed=seed, **self.options,
         )  # fmt: skip
         model = result.model.to("cpu")
-        write_atomic(out / "model.pt", lambda path: torch.save(model.state_dict(), path))
+        write_atomically(out / "model.pt", lambda path: torch.save(model.state_dict(), path))
         run = Run(out, self.config, model)
         samples = run.sample(_SHOWN, seed=seed).flatten(1)
         write_arrays(out / "samples.npz", real=self._shown(), samples=samples)
@@ -158,9 +159,9 @@ def train(
 
 def _needs_pictures() -> None:
     """Raise ImportError where the report's pictures could not be drawn: before training, and not after it."""
-    from pyrodgm.diagnostics.plots import _figure
+    from pyrodgm.diagnostics.canvas import new_figure
 
-    _figure(1, 1)
+    new_figure(1, 1)
 
 
 def _check_folder(out: Path, config: dict[str, Any], overwrite: bool) -> None:

@@ -15,6 +15,7 @@ from pyrodgm.data import DataSet, bits_per_dim, load
 from pyrodgm.evaluation import LogLikelihood, log_likelihood
 from pyrodgm.runs.config import build_model, fit_command
 from pyrodgm.runs.folder import read_config, read_history, read_metrics
+from pyrodgm.seeding import random_state
 
 __all__ = ["Run", "evaluate", "load_run"]
 
@@ -65,8 +66,7 @@ class Run:
     def sample(self, n: int, label: str | None = None, seed: int = 0) -> Tensor:
         """``n`` samples, (n, *event), a function of the seed."""
         context = self.context(n, label)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with random_state(self.model.device, seed):
             return self.model.sample(n) if context is None else self.model.sample(context=context)
 
 
@@ -104,8 +104,7 @@ def evaluate(
     _check_data(run, source)
     x = source.part(part)[:rows].reshape(-1, *run.model.event_shape)
     context = source.context(part)[:rows] if run.config["labels"] else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.config["seed"])
+    with random_state(run.model.device, run.config["seed"]):
         if context is not None and isinstance(run.model, Energy):
             found = _by_label(run.model, x, context)
         else:

@@ -7,13 +7,14 @@ from pyrodgm.distributions.conditionals import (
     GaussianMixtureConditional,
 )
 from pyrodgm.tractable.ffjord import FFJORD
-from pyrodgm.tractable.flow import IAF, MAF, NICE, NSF, Flow, FlowPlusPlus, PlanarFlow, RealNVP
+from pyrodgm.tractable.flow import Flow
 from pyrodgm.tractable.glow import Glow
 from pyrodgm.tractable.image_flow import ImageFlow, ImageFlowPlusPlus, ImageRealNVP
 from pyrodgm.tractable.kde import KDE
 from pyrodgm.tractable.made import MADE
 from pyrodgm.tractable.mixture import Mixture
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
+from pyrodgm.tractable.recipes import IAF, MAF, NICE, NSF, FlowPlusPlus, PlanarFlow, RealNVP
 from pyrodgm.tractable.recurrent import Recurrent
 from pyrodgm.tractable.resampled import Resampled
 from pyrodgm.tractable.vamp_prior import VampPrior

@@ -1,8 +1,10 @@
-"""FFJORD: a flow of continuous bijectors with any network as velocity."""
+"""FFJORD: a flow of continuous bijectors, whose velocities are networks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from pyrodgm.bijectors.continuous import Continuous
 from pyrodgm.bijectors.ode import ODESolver
@@ -29,8 +31,11 @@ class FFJORD(Flow):
         base: density of x(0); default N(0, I).
         trace: of the Jacobian in training; default :class:`~pyrodgm.bijectors.Hutchinson` with one product.
         solver: method, tolerances, and how gradients are had.
+        net: makes a network, once for each layer, such as ``lambda: MyNet(2)``: any module that
+            :class:`~pyrodgm.bijectors.Continuous` takes; default :class:`~pyrodgm.nets.ConcatSquashMLP` of ``hidden``.
     Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
-    Raises: ValueError if layers < 1; ImportError without torchdiffeq.
+    Raises: ValueError if layers < 1; TypeError for a network in the place of what makes one; ImportError without
+        torchdiffeq.
     Source: Grathwohl et al. (2019), arXiv:1810.01367, algorithm 1.
     Example:
         >>> FFJORD(features=2).sample(5).shape
@@ -46,11 +51,20 @@ class FFJORD(Flow):
         base: Tractable | None = None,
         trace: Trace | None = None,
         solver: ODESolver | None = None,
+        net: Callable[[], nn.Module] | None = None,
     ) -> None:
         if layers < 1:
             raise ValueError(f"expected layers >= 1, got {layers}")
+        if isinstance(net, nn.Module):
+            raise TypeError(
+                f"expected net as a function that makes a network, got a {type(net).__name__}; each layer has one "
+                "of its own: pass net=lambda: ..."
+            )
         trace = Hutchinson() if trace is None else trace
         super().__init__(
             StandardNormal(features) if base is None else base,
-            [Continuous(features, None, context, hidden, trace, solver=solver) for _ in range(layers)],
+            [
+                Continuous(features, None if net is None else net(), context, hidden, trace, solver=solver)
+                for _ in range(layers)
+            ],
         )

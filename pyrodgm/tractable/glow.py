@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from pyrodgm.bijectors.base import Bijector, Compose
 from pyrodgm.bijectors.coupling import AffineCoupling
-from pyrodgm.bijectors.image import MultiScale, Pixels
 from pyrodgm.bijectors.linear import LULinear
+from pyrodgm.bijectors.multiscale import MultiScale
 from pyrodgm.bijectors.normalization import ActNorm
+from pyrodgm.bijectors.pixels import Pixels
 from pyrodgm.core import Tractable
 from pyrodgm.tractable.flow import Flow
 from pyrodgm.tractable.parametric import StandardNormal

@@ -8,10 +8,12 @@ from torch import nn
 
 from pyrodgm.bijectors.base import Bijector
 from pyrodgm.bijectors.coupling import Coupling
-from pyrodgm.bijectors.image import MaskedCoupling, MultiScale, Pixels, checkerboard
 from pyrodgm.bijectors.linear import LULinear
+from pyrodgm.bijectors.masked_coupling import MaskedCoupling, checkerboard
 from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
+from pyrodgm.bijectors.multiscale import MultiScale
 from pyrodgm.bijectors.normalization import ActNorm
+from pyrodgm.bijectors.pixels import Pixels
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.core import Tractable
 from pyrodgm.nets.residual import ResidualConvNet

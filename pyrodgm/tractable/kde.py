@@ -19,6 +19,8 @@ _METRICS = ("euclidean", "seuclidean", "mahalanobis")
 _BUFFERS = ("points", "log_weights", "log_bandwidths")
 _HELD_OUT = 2000  # rows at which a bandwidth is tried; each is scored under all others
 _GRID = [k / 2 * math.log(2) for k in range(-12, 7)]  # log of the bandwidths tried first, beside Scott's
+_MOST = 60  # bandwidths of the grid after it has grown
+_LEAST = 1e-6  # times the rows' extent: the rounding of distances shows at bandwidths below
 
 
 class KDE(Tractable):
@@ -105,11 +107,14 @@ class KDE(Tractable):
         if not bandwidth > 0:
             raise ValueError(f"expected bandwidth > 0, got {bandwidth}")
         index = torch.arange(len(self.points), device=self.points.device) if rows is None else rows
-        units = (self.points - self.points.mean(0)) @ torch.linalg.inv(self.factor).T
-        width = torch.full_like(self.log_bandwidths, math.log(bandwidth))
+        units, width = self._units(), torch.full_like(self.log_bandwidths, math.log(bandwidth))
         sums = pair_log_sums(self._radial, units[index], units, width, self.log_weights, index)
         others = torch.log1p(-self.log_weights[index].exp())
         return (sums - others).mean() - self.factor.diagonal().log().sum()
+
+    def _units(self) -> Tensor:
+        """The rows in the metric's units, about their mean, (n, D)."""
+        return (self.points - self.points.mean(0)) @ torch.linalg.inv(self.factor).T
 
     def _choose(self, bandwidth: str | float) -> float:
         """log h."""
@@ -140,15 +145,26 @@ class KDE(Tractable):
         grid = [scott + step for step in _GRID]
         values = [score(log_h) for log_h in grid]
         best = max(range(len(grid)), key=values.__getitem__)
-        while best == len(grid) - 1 and len(grid) < 60:  # far outliers under a kernel that ends
-            grid.append(2 * grid[-1] - grid[-2])
-            values.append(score(grid[-1]))
+        least = math.log(_LEAST) + self._units().norm(dim=-1).amax().log().item()
+        while best in (0, len(grid) - 1) and len(grid) < _MOST:
+            if best == 0 and values[0] > -math.inf:  # clusters far apart
+                if grid[0] < least:
+                    break
+                grid.insert(0, 2 * grid[0] - grid[1])
+                values.insert(0, score(grid[0]))
+            else:  # far outliers under a kernel that ends
+                grid.append(2 * grid[-1] - grid[-2])
+                values.append(score(grid[-1]))
             best = max(range(len(grid)), key=values.__getitem__)
         if best in (0, len(grid) - 1):
-            raise ValueError(
-                "expected left-out likelihood with a largest value, got one that grows as the bandwidth falls: rows "
-                "are repeated; drop the copies, add noise, or pass a bandwidth"
+            falls = best == 0 and values[0] > -math.inf
+            reason = (
+                "as the bandwidth falls: rows are repeated, to a millionth of their extent; drop the copies, add "
+                "noise, or pass a bandwidth"
+                if falls
+                else f'up to the bandwidth {math.exp(grid[-1]):.3g}; use metric="seuclidean", or pass a bandwidth'
             )
+            raise ValueError(f"expected left-out likelihood with a largest value, got one that grows {reason}")
         low, high = grid[best - 1], grid[best + 1]
         shrink = (5**0.5 - 1) / 2
         a, b = high - shrink * (high - low), low + shrink * (high - low)
@@ -211,7 +227,8 @@ def _factor(flat: Tensor, weights: Tensor, metric: str) -> Tensor:
         covariance = covariance.diagonal().diag()
     factor, info = torch.linalg.cholesky_ex(covariance)
     scale = covariance.diagonal().sqrt()
-    if int(info) or not bool((factor.diagonal() > 1e-7 * scale).all()):
+    varies = (factor.diagonal() > 1e-7 * scale) & (scale > 1e-12 * x.abs().amax(0))  # by more than rounding
+    if int(info) or not bool(varies.all()):
         raise ValueError(
             f"expected data whose {features} features vary in all directions, got {len(flat)} rows with a singular "
             'covariance; drop features that are constant or follow from others, or use metric="euclidean"'

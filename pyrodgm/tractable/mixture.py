@@ -20,14 +20,15 @@ class Mixture(Tractable):
     .. math:: p(x \mid c) = \sum_k \pi_k(c)\, p_k(x \mid c), \quad \pi = \operatorname{softmax}(\text{logits})
 
     It is trained by the gradient of log p, in which each member's gradient is weighed by its
-    responsibility; members that start equal stay equal, so start them apart.
+    responsibility; members that start equal stay equal, so start them apart. Members may have supports of their own,
+    outside of which they have density 0; the mixture's is then the union.
 
     Args:
         components: K members of one event shape; those with a context have the same size C.
         gate: makes the logits from the context, (*B, C) -> (*B, K); default free weights that start equal.
     Shapes: x (*B, *event), context (*B, C) -> log_prob (*B,) in nats.
     Raises: ValueError if there is no component, or if their shapes or contexts differ; TypeError for a component
-        that is no Tractable.
+        that is no Tractable. ``condition`` raises ValueError if some are discrete and others continuous.
     Source: Dempster, Laird and Rubin (1977); with a gate: Jacobs et al. (1991).
     Example:
         >>> from pyrodgm.tractable import RealNVP, StandardNormal
@@ -68,24 +69,26 @@ class Mixture(Tractable):
         return self.logits.softmax(-1)
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
-        _, context = self.check(None, context)
-        logits = self.logits if self.gate is None else self.gate(context)
-        parts = [self._part(m, context) for m in self.components]
+        return self._mixture(self.check(None, context)[1])
+
+    def _mixture(self, context: Tensor | None) -> MixtureDistribution:
+        # as the context has them, whatever autocast makes of the gate's product
+        logits = self.logits if self.gate is None or context is None else self.gate(context).to(context.dtype)
+        parts = [m.condition(context if m.context else None) for m in self.components]  # type: ignore[operator]
         shape = () if context is None else tuple(context.shape[:-1])
         return MixtureDistribution(logits, parts, shape)
 
     def responsibilities(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """p(component k | x, context): x (*B, *event), context (*B, C) -> (*B, K)."""
         x, context = self.check(x, context)
-        logits = self.logits if self.gate is None else self.gate(context)
-        parts = torch.broadcast_tensors(*(self._part(m, context).log_prob(x) for m in self.components))
-        return (torch.stack(parts, -1) + logits.log_softmax(-1)).softmax(-1)
+        mixture = self._mixture(context)
+        return (mixture.parts(x) + mixture.logits.log_softmax(-1)).softmax(-1)
 
+    @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         x, context = self.check(x, context)
-        for member in self.components:
-            member.initialize(x, context if member.context else None)  # type: ignore[operator]
-
-    @staticmethod
-    def _part(member: nn.Module, context: Tensor | None) -> TorchDistribution:
-        return member.condition(context if member.context else None)  # type: ignore[operator]
+        inside = self._mixture(context).inside(x)  # (*B, K)
+        for member, own in zip(self.components, inside.unbind(-1), strict=True):
+            if bool(own.any()):
+                given = context[own] if member.context and context is not None else None
+                member.initialize(x[own], given)  # type: ignore[operator]

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.core import Tractable, expand_to, join_context
+from pyrodgm.core import Tractable
 from pyrodgm.distributions.normal import StandardNormalDistribution
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import expand_to, join_context
 
 __all__ = ["Resampled"]
 

@@ -66,7 +66,7 @@ class VampPrior(Tractable):
     def start_from(self, x: Tensor) -> None:
         """Set the pseudo-inputs to rows of data, (K, *event).
 
-        Raises: ValueError if there are not K rows of D numbers.
+        Raises: ValueError if there are not K rows of D numbers, or all of one value at a bound of the support.
         """
         rows = x.flatten(1).to(self.free)
         if rows.shape != self.free.shape:
@@ -74,6 +74,8 @@ class VampPrior(Tractable):
         if self.element is not constraints.real:
             # A row at the bound of the support, such as a white pixel, has no finite preimage.
             low, high = float(rows.min()), float(rows.max())
+            if low == high:
+                raise ValueError(f"expected rows of more than one value, got {low} everywhere; pass rows of the data")
             rows = biject_to(self.element).inv((rows - low) * 0.98 + low + 0.01 * (high - low))
         self.free.copy_(rows)
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from cases import C, assert_means_agree, contexts, grow, mean_and_error
+from cases import TRACES, C, assert_means_agree, contexts, grow, mean_and_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
@@ -13,11 +13,6 @@ from pyrodgm.tractable import FFJORD
 
 TIGHT = {"method": "dopri8", "rtol": 1e-11, "atol": 1e-11}
 ADJOINT, DIRECT = ODESolver(**TIGHT), ODESolver(**TIGHT, adjoint=False)
-TRACES = [Hutchinson(4, rademacher=False), Hutchinson(4), HutchPlusPlus(6, rademacher=False), HutchPlusPlus(6)]
-
-
-def name(trace):
-    return f"{type(trace).__name__} {'signs' if trace.rademacher else 'gaussian'}"
 
 
 class Linear(nn.Module):
@@ -101,7 +96,7 @@ def test_fixed_steps_converge_at_their_order(method, order):
     assert 2 ** (order - 0.5) < errors[0] / errors[1] < 2 ** (order + 0.8)
 
 
-@pytest.mark.parametrize("trace", TRACES, ids=name)
+@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
 def test_estimators_are_unbiased(trace):
     a = torch.randn(6, 6, dtype=torch.float64)
     rows = torch.zeros(20_000, 6).double()
@@ -155,7 +150,7 @@ def test_adjoint_gradients_are_the_direct_ones(trace, conditional):
     near(*found)
 
 
-@pytest.mark.parametrize("trace", TRACES, ids=name)
+@pytest.mark.parametrize("trace", TRACES.values(), ids=TRACES)
 def test_training_estimates_the_exact_density(trace):
     """The same row many times, each with noise of its own; the path itself has none."""
     layer, x = flow(trace=trace, solver=ODESolver("rk4", steps=8)), points(1).expand(4000, 3)
@@ -165,6 +160,17 @@ def test_training_estimates_the_exact_density(trace):
     torch.testing.assert_close(noisy_y, y)
     assert noisy.std() > 0
     assert_means_agree(*mean_and_error(noisy), ladj[0])
+
+
+@torch.no_grad()
+def test_the_trace_of_evaluation_is_a_choice_of_its_own():
+    """Noisy there and exact in training, the other way round than usual."""
+    solver = ODESolver("rk4", steps=8)
+    layer, x = flow(trace=ExactTrace(), eval_trace=Hutchinson(2), solver=solver), points(1).expand(4000, 3)
+    exact, noisy = layer.train()(x)[1], layer.eval()(x)[1]
+    torch.testing.assert_close(exact, flow(solver=solver).eval()(x)[1])
+    assert noisy.std() > 0
+    assert_means_agree(*mean_and_error(noisy), exact[0])
 
 
 def test_gradients_do_not_lose_digits_with_the_size_of_the_loss():
@@ -262,6 +268,19 @@ def test_mistakes_are_named():
     ]:
         with pytest.raises(ValueError, match=words):
             build()
+
+
+def test_a_flow_of_networks_of_ones_own():
+    """Two linear fields: x = expm(B) expm(A) z, so x is normal, with the covariance of that product."""
+    torch.manual_seed(0)
+    model = FFJORD(3, layers=2, solver=ADJOINT, net=Linear).double().eval()
+    first, second = (torch.linalg.matrix_exp(layer.net.matrix) for layer in model.bijectors)
+    assert not torch.equal(first, second)
+    both = (second @ first).detach()
+    law = torch.distributions.MultivariateNormal(torch.zeros(3).double(), both @ both.T)
+    near(model.log_prob(points()), law.log_prob(points()))
+    with pytest.raises(TypeError, match="makes a network, got a Linear"):
+        FFJORD(3, net=Linear())
 
 
 def test_it_learns():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from cases import assert_gradients_are_slopes, grow
 
 import pyrodgm
 from pyrodgm.bijectors import ActNorm, AffineCoupling, BatchNorm, Compose
@@ -113,6 +114,17 @@ def test_batch_norm_is_torchs_with_the_weight_e_to_the_gamma(training):
     layer.eval()
     y, ladj = layer(x)
     torch.testing.assert_close(ladj, -layer.inv(y)[1])
+
+
+def test_gradients_go_through_the_statistics_of_the_batch():
+    """In training every row moves the map of all of them."""
+    layer, x = grow(BatchNorm(4)).double().train(), rows(6)
+
+    def total():
+        y, ladj = layer.inv(x)
+        return y.sin().sum() + ladj.square().sum()
+
+    assert_gradients_are_slopes(total, {"the rows": [x], "the parameters": list(layer.parameters())})
 
 
 def test_a_feature_that_never_varies_stays_finite():

@@ -15,7 +15,7 @@ from numpyro.infer import MCMC, NUTS
 from pyrodgm.bridges.numpyro import NumPyroDensity, from_numpyro
 from pyrodgm.bridges.torch_to_jax import to_jax
 from pyrodgm.nets import MLP
-from pyrodgm.tractable import MADE, MAF, NSF, RealNVP, StandardNormal
+from pyrodgm.tractable import MADE, MAF, NSF, GaussianMixtureConditional, RealNVP, StandardNormal
 
 MODELS = {
     "normal": lambda c: StandardNormal(3),
@@ -24,6 +24,7 @@ MODELS = {
     "spline": lambda c: NSF(3, 2, [8], context=c, bins=4),
     "autoregressive spline": lambda c: NSF(3, 2, [8], context=c, bins=4, autoregressive=True),
     "MADE": lambda c: MADE(3, [8], context=c),
+    "MADE of mixtures": lambda c: MADE(3, [8], GaussianMixtureConditional(2), context=c),
 }
 
 
@@ -49,6 +50,15 @@ def test_log_prob_and_gradient(name: str, context: int) -> None:
     (gradient,) = torch.autograd.grad(ours.sum(), x)
     found = jax.jit(jax.grad(lambda v: theirs.log_prob(v).sum()))(x.detach().numpy())
     np.testing.assert_allclose(np.asarray(found), gradient.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_parts_of_one_size() -> None:
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat(x.split(3, -1)[::-1], -1)
+        return torch.cat(x.split(2, 0)[::-1], 0) + torch.cat(x.chunk(1, 1), 1)
+
+    x = torch.randn(4, 7)
+    np.testing.assert_allclose(np.asarray(to_jax(turned, x)(x.numpy())), turned(x).numpy(), rtol=1e-6)
 
 
 def test_a_net_of_every_activation() -> None:

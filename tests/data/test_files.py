@@ -58,6 +58,22 @@ def test_npz_without_a_valid_part_takes_it_from_train(tmp_path: Path) -> None:
     assert load(f"{path}:binary").binary
 
 
+@pytest.mark.parametrize("names", ["{part}_y", "y_{part}"])
+def test_npz_as_keras_has_it_keeps_its_labels(tmp_path: Path, names: str) -> None:
+    x = {part: RNG.normal(size=(n, 2)) for part, n in (("train", 40), ("test", 9))}
+    y = {part: np.where(rows[:, 0] > 0, "up", "down") for part, rows in x.items()}
+    arrays = {f"x_{part}": rows for part, rows in x.items()} | {names.format(part=p): v for p, v in y.items()}
+    data = load_file(save(tmp_path, "a.npz", **arrays))
+    assert data.classes == ("down", "up")
+    for part in ("train", "valid", "test"):
+        assert torch.equal(data.labels[part], (data.part(part)[:, 0] > 0).long())
+    for part in ("train", "test"):
+        for wrong in (y[part][:-1], np.append(y[part], "up")):
+            path = save(tmp_path, "b.npz", **arrays | {names.format(part=part): wrong})
+            with pytest.raises(ValueError, match=rf"one label a row, got labels of shape .* rows of {part}"):
+                load_file(path)
+
+
 def test_bit_packed_rows(tmp_path: Path) -> None:
     x = {name: RNG.integers(0, 2, (n, 12), dtype=np.uint8) for name, n in (("train", 9), ("valid", 2), ("test", 2))}
     path = save(tmp_path, "a.npz", d=12, **{k: np.packbits(v, axis=1) for k, v in x.items()})
@@ -106,6 +122,17 @@ def test_pictures(tmp_path: Path) -> None:
         load_file(tmp_path)
 
 
+def test_pictures_of_more_than_eight_bits_are_refused(tmp_path: Path) -> None:
+    """Read as others are, all their greys above 255 would be white."""
+    from PIL import Image
+
+    grey = (1000 * np.arange(12)).reshape(3, 4)
+    for i in range(9):
+        Image.fromarray(grey.astype(np.uint16)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match=r"0\.png: more than 8 bits a channel .* 8-bit files"):
+        load_file(tmp_path)
+
+
 def test_text_is_windows_of_one_hot_characters(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("abc" * 200)
     data = load_file(tmp_path / "t.txt")
@@ -120,6 +147,7 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "text.csv").write_text("a,b\n1,red\n2,blue\n3,red\n")
     (tmp_path / "mixed.csv").write_text("a,b\n1,2\n2,red\n3,4\n")
     (tmp_path / "nan.csv").write_text("a,b\n1,2\n2,\n3,4\n")
+    (tmp_path / "unlabelled.csv").write_text("a,label\n1,red\n2,\n3,red\n4,\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "short.txt").write_text("abc")
     (tmp_path / "broken.npz").write_bytes(b"no")
@@ -138,6 +166,7 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
         tmp_path / "text.csv": "column 'b' holds text such as 'red'",
         tmp_path / "mixed.csv": "column 'b' holds text such as 'red'",
         tmp_path / "nan.csv": "row 1 is NaN or infinite in column 'b'",
+        tmp_path / "unlabelled.csv": "row 1 has no label (2 such rows); drop them",
         tmp_path / "empty.csv": "not readable",
         tmp_path / "short.txt": "longer text",
         tmp_path / "broken.npz": "not readable",

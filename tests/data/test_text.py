@@ -34,6 +34,12 @@ def test_special_words_of_the_text_are_the_special_ones():
     assert vocabulary.encode(["<unk> cat"], 3)[0, 0] == 1
 
 
+def test_a_line_ends_at_the_word_for_the_end():
+    """Words behind it would be no sentence that a model of sentences has a probability for."""
+    vocabulary = Vocabulary.of(LINES)
+    assert torch.equal(vocabulary.encode(["the cat </s> sat", "</s> dog"], 4), vocabulary.encode(["the cat", ""], 4))
+
+
 def test_long_lines_are_cut_without_an_end():
     vocabulary = Vocabulary.of(LINES)
     x = vocabulary.encode(LINES[:1], 3)

@@ -9,6 +9,7 @@ from cases import assert_means_agree, mean_and_error
 from scipy import stats
 
 import pyrodgm
+from pyrodgm.diagnostics import decode
 from pyrodgm.distributions import Codes, DiscretizedLogistic, WordCounts
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import MADE, CategoricalConditional, Parametric, StandardNormal
@@ -142,8 +143,21 @@ def test_independent_codes_of_a_grid():
     states = all_codes(4, 3).unflatten(-1, (2, 2))
     torch.testing.assert_close(model.log_prob(states).exp().sum(), torch.ones(()).double())
     expected = model.free.detach().unflatten(-1, (2, 2, 3)).softmax(-1)
-    share = (model.sample(20_000).unsqueeze(-1) == torch.arange(3)).double()
+    draws = model.sample(20_000)
+    share = (draws.unsqueeze(-1) == torch.arange(3)).double()
     assert_means_agree(*mean_and_error(share), expected)
+    d = model.condition()
+    torch.testing.assert_close(d.mean, expected[..., 1] + 2 * expected[..., 2])
+    assert_means_agree(*mean_and_error(draws), d.mean)
+    assert_means_agree(*mean_and_error((draws - d.mean).square()), d.variance)
+    torch.testing.assert_close(d.expand((5,)).mean, d.mean.expand(5, 2, 2))
+
+
+def test_the_mean_of_a_vae_of_codes_is_decoded():
+    vae = VAE(StandardNormal(2), Parametric(Codes, 3, 2, [8], sizes={"logits": 4}), Parametric(dist.Normal, 2, 3, [8]))
+    z = torch.randn(5, 2)
+    p = vae.decode(z).base_dist.probs
+    torch.testing.assert_close(decode(vae, z), (p * torch.arange(4)).sum(-1))
 
 
 def test_word_counts_sum_to_one_over_the_sequences_of_words():
@@ -156,3 +170,14 @@ def test_word_counts_sum_to_one_over_the_sequences_of_words():
     assert bool((x.sum(-1) == 4).all())
     assert_means_agree(*mean_and_error(x), 4 * log_probs.exp())
     assert_means_agree(*mean_and_error(x), d.mean)
+
+
+def test_a_word_of_probability_0_that_does_not_occur_takes_nothing_away():
+    logits = torch.tensor([0.3, -torch.inf, 1.0]).double().requires_grad_()
+    counts = torch.tensor([[2.0, 0.0, 1.0], [2.0, 1.0, 1.0]]).double()
+    found = WordCounts(logits.log_softmax(-1), 4).log_prob(counts)
+    expected = counts[:1, [0, 2]] @ logits[[0, 2]].log_softmax(-1)
+    torch.testing.assert_close(found[:1], expected)
+    assert found[1] == -torch.inf
+    (gradient,) = torch.autograd.grad(found[0], logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), logits)[0])

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from cases import all_binary, assert_means_agree, contexts, grow, mean_and_error
+from cases import all_binary, assert_gradients_agree, assert_means_agree, contexts, grow, mean_and_error, pairs
 from torch import Tensor
 
 import pyrodgm
@@ -23,6 +23,16 @@ def machine(visible: int = 4, hidden: list[int] | None = None, context: int = 0,
     """Far from its first weights."""
     torch.manual_seed(0)
     return grow(DeepBoltzmannMachine(visible, hidden or [3, 2], context), scale).double()
+
+
+def undecided(shape) -> DeepBoltzmannMachine:
+    """Strong links, and biases that leave every hidden unit open where x is all ones: there units depend on others."""
+    model = machine(*shape, scale=2.5)
+    with torch.no_grad():
+        for i, weight in enumerate(model.weights):
+            above = model.weights[i + 1].sum(0) if i + 1 < len(model.weights) else 0.0
+            model.biases[i + 1].copy_(-(0.5 if i else 1.0) * weight.sum(1) - 0.5 * above)
+    return model
 
 
 def all_layers(sizes: list[int]) -> list[Tensor]:
@@ -87,7 +97,8 @@ def test_log_partition(shape, context):
 @every
 @pytest.mark.parametrize("enumerated", [True, False])
 def test_hidden_units_are_drawn_from_their_posterior(shape, enumerated, monkeypatch):
-    model = machine(*shape)
+    """By pairs of units, which are not independent given x."""
+    model = undecided(shape)
     if not enumerated:
         monkeypatch.setattr(dbm, "_MOST_ODD", 0)
         monkeypatch.setattr(dbm, "_CLAMPED_SWEEPS", 40)
@@ -98,7 +109,10 @@ def test_hidden_units_are_drawn_from_their_posterior(shape, enumerated, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(dbm, "_MOST_ODD", 14)
         logits, h = joint_table(model, x)
-    assert_means_agree(*mean_and_error(drawn[:, shape[0] :]), logits[0].softmax(-1) @ torch.cat(h[1::2], -1))
+    p, even = logits[0].softmax(-1), torch.cat(h[1::2], -1)
+    apart = ~torch.eye(even.shape[-1], dtype=torch.bool).flatten()
+    assert (p @ pairs(even) - pairs(p @ even))[apart].abs().max() > 0.05  # so independent units would be seen
+    assert_means_agree(*mean_and_error(pairs(drawn[:, shape[0] :])), p @ pairs(even))
 
 
 @pytest.mark.parametrize("kernel", ["gibbs", "tempered"])
@@ -178,7 +192,7 @@ def test_gradient_of_the_objective_is_that_of_the_bound():
         gradients = torch.autograd.grad(objective.loss(model, x), parameters)
         found.append(torch.cat([g.flatten() for g in gradients]))
     # five sweeps between steps leave little correlation between these weakly linked units
-    assert_means_agree(*mean_and_error(torch.stack(found)), exact)
+    assert_gradients_agree(torch.stack(found), exact)
 
 
 def test_pretraining_then_joint_training_raise_the_exact_bound():
@@ -222,6 +236,25 @@ def test_twins_are_the_tied_rbm(copies):
     generator = torch.Generator().manual_seed(1)
     drawn = twins.draw_hidden(x[1].expand(20_000, -1), generator=generator)
     assert_means_agree(*mean_and_error(drawn), joint[:, 1].softmax(0) @ h[:, :2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", [0, 2])
+def test_chains_start_at_independent_units_with_the_models_biases(context):
+    model, c = machine(context=context), contexts(1)[0] if context else None
+    bias = model.biases[0] if c is None else model.biases[0] + model.context_weights[0] @ c
+    p = bias.sigmoid()
+    exact = torch.where(torch.eye(4, dtype=torch.bool), p, p * p.unsqueeze(-1)).flatten()
+    found = model.start(20_000, c, generator=torch.Generator().manual_seed(1))
+    assert_means_agree(*mean_and_error(pairs(found)), exact)
+
+
+@torch.no_grad()
+def test_twins_start_as_copies_of_one_law():
+    twins = grow(TwinRBM(2, 3, 2, 2), 0.8).double()
+    p = twins.visible_bias.sigmoid().repeat(2)
+    exact = torch.where(torch.eye(4, dtype=torch.bool), p, p * p.unsqueeze(-1)).flatten()
+    assert_means_agree(*mean_and_error(pairs(twins.start(20_000))), exact)
 
 
 def test_likelihoods_say_what_they_are():

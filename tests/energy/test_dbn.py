@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import all_binary, assert_means_agree, contexts, grow, mean_and_error
+from cases import all_binary, assert_gradients_agree, assert_means_agree, contexts, grow, mean_and_error, pairs
 from torch import Tensor
 
 import pyrodgm
@@ -130,8 +130,10 @@ def test_training_the_tied_top_raises_the_bound_above_the_lower_machine():
 def test_hidden_units_are_drawn_from_their_posterior(shape):
     model, x = network(*shape), torch.ones(1, shape[0]).double()
     drawn = model.draw_hidden(x.expand(20_000, -1), generator=torch.Generator().manual_seed(3))
-    expected = joint_table(model, x)[0].softmax(-1) @ torch.cat(middle(model), -1)
-    assert_means_agree(*mean_and_error(torch.cat(drawn, -1)), expected)
+    p, h = joint_table(model, x)[0].softmax(-1), torch.cat(middle(model), -1)
+    apart = ~torch.eye(h.shape[-1], dtype=torch.bool).flatten()
+    assert (p @ pairs(h) - pairs(p @ h))[apart].abs().max() > 0.03  # so independent units would be seen
+    assert_means_agree(*mean_and_error(pairs(torch.cat(drawn, -1))), p @ pairs(h))
 
 
 @every
@@ -146,6 +148,19 @@ def test_samples_and_moves_follow_the_enumerated_probabilities(shape):
     moved = model.run_kernel(rows, None, 2)
     assert (moved != rows).any(-1).double().mean() > 0.3
     assert_means_agree(*mean_and_error((moved.unsqueeze(1) == x).all(-1).double()), p)
+
+
+@torch.no_grad()
+@every
+@pytest.mark.parametrize("context", [0, 2])
+def test_chains_start_with_a_pass_downwards_from_independent_units(shape, context):
+    model, c = network(*shape, context), contexts(1)[0] if context else None
+    x, h = all_binary((shape[0],)), middle(model)
+    bias = model.top.visible_bias if c is None else model.top.visible_bias + model.top.visible_context @ c
+    of_top = torch.where(h[-1] == 1, bias.sigmoid(), (-bias).sigmoid()).log().sum(-1)  # (S,)
+    below = model.log_likelihood(x.unsqueeze(1).expand(-1, len(of_top), -1), [p.expand(len(x), -1, -1) for p in h])
+    found = (model.start(20_000, c).unsqueeze(1) == x).all(-1).double()
+    assert_means_agree(*mean_and_error(found), (below + of_top).logsumexp(-1).exp())
 
 
 @every
@@ -195,7 +210,7 @@ def test_gradients_of_up_down(top):
             found[player].append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, players[player])]))
     for player, loss in exact.items():
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, players[player])])
-        assert_means_agree(*mean_and_error(torch.stack(found[player])), expected)
+        assert_gradients_agree(torch.stack(found[player]), expected)
 
 
 def test_greedy_layers_then_up_down_raise_the_likelihood():

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from cases import assert_errors_are_the_spread
 from torch import Tensor
 
 from pyrodgm.energy import RBM
@@ -93,6 +94,7 @@ def test_ais_agrees_with_enumeration(given: str) -> None:
     estimate, error = model.log_partition("ais", chains=400, temperatures=300, data=data, seed=3)
     assert 0 < error < 0.1
     assert abs(estimate - exact) < 4 * error  # 4 standard errors: 1 in 16,000 by chance, and the seed is fixed
+    assert abs(estimate - exact) < 0.1
     again, _ = model.log_partition("ais", chains=400, temperatures=300, data=data, seed=3)
     assert torch.equal(again, estimate)
 
@@ -104,6 +106,15 @@ def test_ais_standard_error_is_the_spread_of_repeats() -> None:
     z = torch.stack([(log_z - exact) / error for log_z, error in runs])
     assert 0.7 < z.std() < 1.4  # the sd of 60 unit normals has a standard error of 0.09
     assert abs(z.mean()) < 0.6  # 0.13 its standard error, and log's own bias is about half an error here
+
+
+def test_reverse_ais_standard_error_is_the_spread_of_repeats() -> None:
+    """Each run from draws of its own, by enumeration."""
+    model = grown(8, 4)
+    p = model.log_prob(states(8)).exp().detach()
+    draws = states(8)[p.multinomial(60 * 60, replacement=True)].split(60)
+    runs = (model.log_partition("reverse", samples=x, temperatures=20, seed=s) for s, x in enumerate(draws))
+    assert_errors_are_the_spread(runs, model.log_partition("exact")[0])
 
 
 def test_ais_with_context() -> None:

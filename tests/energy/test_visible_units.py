@@ -92,15 +92,16 @@ def test_conditionals_match_the_joint_energy(name: str) -> None:
 
 
 @every
+@contextual
 @pytest.mark.parametrize("kernel", ["gibbs", "tempered"])
-def test_samples_have_the_moments(name: str, kernel: str) -> None:
-    model, (v, _) = BUILD[name](), support(name)
+def test_samples_have_the_moments(name: str, kernel: str, context: int) -> None:
+    model, (v, _), c = BUILD[name](context), support(name), one(context)
     model.sample_steps = 40
     if kernel == "tempered":
         model.kernel, model.sample_steps = TemperedTransitions(3, 0.3), 15
-    p = (-model.energy(v)).softmax(0)
+    p = (-model.energy(v, None if c is None else c.expand(len(v), -1))).softmax(0)
     torch.manual_seed(1)
-    x = model.sample(20_000)
+    x = model.sample(20_000, c)
     assert bool(model.support.check(x).all())
     moments = [lambda x: x, lambda x: (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(1)]
     for moment in moments:

@@ -10,8 +10,8 @@ import pyrodgm
 from pyrodgm.bijectors import AffineCoupling, BatchNorm
 from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE
-from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood
+from pyrodgm.latent import VAE, VQVAE, Codebook
+from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood, VectorQuantization
 from pyrodgm.tractable import MADE, Flow, Glow, RealNVP, StandardNormal
 
 
@@ -28,6 +28,21 @@ def gan():
     return model, Adversarial.mlp(model, [8])
 
 
+def quantized():
+    """Without revival there is no noise."""
+    model = VQVAE.mlp(6, 2, 4, 3, [8])
+    model.codebook.revive_below = 0.0
+    return model, VectorQuantization(prior=True)
+
+
+def revived(rank):
+    """A codebook after its first batch, of 6 vectors in each of the processes that the runs have joined; the batch."""
+    torch.manual_seed(rank)
+    book, batch = Codebook(codes=8, size=2), torch.randn(6, 2)
+    book.update(batch)
+    return {"book": book.state_dict(), "batch": batch}
+
+
 def normalised():
     return Flow(StandardNormal(2), [AffineCoupling(2, 0, [8]), BatchNorm(2)]), MaximumLikelihood()
 
@@ -38,6 +53,7 @@ CASES = {
     "Glow": (lambda: (Glow(2, 2, 1, [8]), MaximumLikelihood()), reals),  # its actnorms start from a share of the rows
     "batch norm": (normalised, reals),  # statistics of their own in each process till an epoch ends
     "VAE": (lambda: (VAE.mlp(6, 2, [8]), ELBO()), bits),
+    "VQVAE": (quantized, bits),  # a codebook by averages over the batch
     "RBM": (lambda: (RBM(6, 3), ContrastiveDivergence(persistent=True)), bits),
     "GAN": (gan, reals),
 }
@@ -69,4 +85,5 @@ if __name__ == "__main__":
         whole = state(train(case, 7, 2))
         train(case, 3, 2, folder)
         result[case] = {"whole": whole, "resumed": state(train(case, 7, 2, folder)), "noise": torch.rand(1)}
+    result["revived"] = revived(int(os.environ["RANK"]))
     torch.save(result, f"{folder}/rank{os.environ['RANK']}.pt")

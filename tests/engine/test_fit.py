@@ -17,14 +17,14 @@ from torch import nn
 
 import pyrodgm
 from pyrodgm.bijectors import ActNorm
-from pyrodgm.core import sample_sites
 from pyrodgm.energy import RBM
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE
+from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, ProdLDA
 from pyrodgm.objectives import Adversarial, MaximumLikelihood
-from pyrodgm.tractable import MADE, Flow, Parametric, RealNVP, StandardNormal
+from pyrodgm.traces import sample_sites
+from pyrodgm.tractable import MADE, Flow, Mixture, Parametric, RealNVP, StandardNormal
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -322,22 +322,63 @@ def test_bf16_autocast_keeps_distribution_parameters_in_float32():
 
     class Looks(pyrodgm.objectives.ELBO):
         def _trace(self, program, x, context, n):
+            before = len(casts)
             trace = super()._trace(program, x, context, n)
+            inside.extend(casts[before:])
             for site in sample_sites(trace).values():
                 base = getattr(site["fn"], "base_dist", site["fn"])
                 values = [getattr(base, k) for k in base.arg_constraints]
                 seen.update(v.dtype for v in values if isinstance(v, torch.Tensor))
             return trace
 
-    casts = []
+    casts, inside = [], []
     model = VAE.mlp(6, 2, [8])
     linear = next(m for m in model.modules() if isinstance(m, nn.Linear))
     linear.register_forward_hook(lambda m, i, o: casts.append(o.dtype))
     run = fit(model, bits(), Looks(), epochs=2, precision="bf16-mixed", validate=bits())
-    assert casts[0] == torch.bfloat16
+    assert set(inside) == {torch.bfloat16}
     assert seen == {torch.float32}
     assert math.isfinite(run.best["held_out"])
     assert next(model.parameters()).dtype == torch.float32
+
+
+def tensors_of(value):
+    """The floating-point tensors that a distribution has, and those of the distributions that it has."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, list | tuple):
+        return [t for part in value for t in tensors_of(part)]
+    return tensors_of(list(vars(value).values())) if isinstance(value, torch.distributions.Distribution) else []
+
+
+def gated():
+    return Mixture([Parametric(dist.Normal, 2, 3), Parametric(dist.Normal, 2)], nn.Linear(3, 2))
+
+
+AUTOCAST = {
+    "VQVAE": lambda: (VQVAE.mlp(6, 2, 4, 3, [8]), bits()),
+    "M2": lambda: (M2.mlp(6, 3, 2, [8]), (bits(), torch.eye(4, 3)[torch.arange(96) % 4])),
+    "M2 without labels": lambda: (M2.mlp(6, 3, 2, [8], labelled=False), bits()),
+    "Mixture": lambda: (gated(), (reals(), bits()[:, :3])),
+    "NVDM": lambda: (NVDM(6, 2, [8]), bits()),
+    "ProdLDA": lambda: (ProdLDA(6, 2, [8]), bits()),
+    "ETM": lambda: (ETM(6, 2, [8], 4), bits()),
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_bf16_autocast_of_other_members(name):
+    torch.manual_seed(0)
+    model, data = AUTOCAST[name]()
+    run = fit(model, data, epochs=2, precision="bf16-mixed", validate=data)
+    assert math.isfinite(run.best["held_out"])
+    x, context = data if isinstance(data, tuple) else (data, None)
+    for mode in (True, False):
+        model.train(mode)
+        with torch.autocast("cpu", torch.bfloat16):
+            traces = [pyro.poutine.trace(program).get_trace(x, context) for program in (model, model.guide)]
+        sites = [site for trace in traces for site in sample_sites(trace).values()]
+        assert {t.dtype for site in sites for t in tensors_of(site["fn"])} == {torch.float32}
 
 
 def test_double_precision_converts_model_and_rows():

@@ -124,6 +124,7 @@ class _InnerGradient(MaximumLikelihood):
         return score.square().sum(-1).mean()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # by torch, of itself, at its first compiling
 def test_a_graph_with_other_gradients_is_refused():
     torch.manual_seed(0)
     model = grow(RealNVP(2, 2, [8]))

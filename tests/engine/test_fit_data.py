@@ -17,7 +17,8 @@ from torch.utils.data import (
 )
 
 import pyrodgm
-from pyrodgm.engine.rows import as_batches, as_rows
+from pyrodgm.engine.batches import as_batches
+from pyrodgm.engine.rows import as_rows
 from pyrodgm.objectives import MaximumLikelihood
 from pyrodgm.tractable import MADE, Parametric, RealNVP
 

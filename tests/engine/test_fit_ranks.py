@@ -45,7 +45,7 @@ def test_ranks_end_with_equal_models_and_resume_bit_exactly(ranks, case):
         assert [r["held_out"] for r in whole["history"]] == [r["held_out"] for r in resumed["history"]]
 
 
-@pytest.mark.parametrize("case", ["RealNVP", "MADE"])
+@pytest.mark.parametrize("case", ["RealNVP", "MADE", "VQVAE"])
 def test_two_processes_train_as_one_on_the_same_batches(ranks, case):
     _, (first, _) = ranks
     double, single = first[case]["whole"], train(case, 7, 1)
@@ -73,6 +73,17 @@ def test_noise_and_chains_differ_between_ranks(ranks):
     chains = [rank["RBM"]["whole"]["objective"]["negatives"] for rank in (first, second)]
     assert not torch.equal(*chains)
     assert torch.equal(first["VAE"]["noise"], second["VAE"]["noise"])  # the script's own random state is as it was
+
+
+def test_codes_revive_at_vectors_of_every_process(ranks):
+    """Eight codes from two batches of six: each process has given four, none of them twice."""
+    _, found = ranks
+    first, second = (rank["revived"] for rank in found)
+    assert equal(first["book"], second["book"])
+    batch = torch.cat((first["batch"], second["batch"]))
+    taken = (first["book"]["vectors"].unsqueeze(1) == batch).all(-1)  # (8, 12)
+    assert taken.sum(1).tolist() == [1] * 8
+    assert taken.any(0).unflatten(0, (2, 6)).sum(1).tolist() == [4, 4]
 
 
 def test_only_the_first_process_writes(ranks):

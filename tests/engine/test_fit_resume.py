@@ -9,7 +9,7 @@ import torch
 
 import pyrodgm
 from pyrodgm import CheckpointError
-from pyrodgm.engine import checkpoint as checkpoints
+from pyrodgm.files import write_atomically
 from pyrodgm.tractable import RealNVP
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -116,17 +116,16 @@ def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000000002.pt", "step-0000000003.pt"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.pt"
-    checkpoints.write_atomically(target, {"a": 1})
+    write_atomically(target, lambda part: torch.save({"a": 1}, part))
 
-    def half(payload, file):
-        file.write(b"half")
+    def half(part):
+        part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", half)
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.write_atomically(target, {"a": 2})
+        write_atomically(target, half)
     assert torch.load(target) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["file.pt"]
 

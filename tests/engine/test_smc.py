@@ -1,6 +1,7 @@
 """Sequential Monte Carlo: log Z and draws against conjugate evidence, quadrature and closed forms."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from cases import assert_means_agree, mean_and_error
 from torch import Tensor
 
 from pyrodgm.engine import smc
-from pyrodgm.kernels import HMC, MALA, RandomWalk, sequential_monte_carlo, systematic_resample
+from pyrodgm.kernels import HMC, MALA, MEADS, NUTS, Kernel, RandomWalk, sequential_monte_carlo, systematic_resample
 
 D = torch.float64
 Y = torch.tensor([0.3, 1.9, 1.1, 2.2, 0.8, -0.7, 1.4], dtype=D)
@@ -47,6 +48,26 @@ def test_conjugate_evidence_and_posterior() -> None:
     assert_means_agree(*mean_and_error(found.posterior["precision"].mean(1)), t(precision))
     assert found.betas[0][0] == 0
     assert found.betas[0][-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "ess", "compile"),
+    [(NUTS(), 0.7, False), (MEADS(moves=2), 0.5, False), (MALA(0.3), 0.5, False), (HMC(), 0.5, True)],
+    ids=["NUTS", "MEADS", "MALA", "compiled"],
+)
+def test_other_kernels_shares_and_compiled_energies(kernel: Kernel, ess: float, compile: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # inductor's own
+        found = smc(conjugate, Y, kernel=kernel, ess=ess, compile=compile, particles=200, runs=6, seed=3)
+    log_z, mu, _ = conjugate_evidence()
+    assert 0 < found.standard_error < 0.1
+    assert abs(found.log_z - log_z) < 4.5 * found.standard_error
+    assert_means_agree(*mean_and_error(found.posterior["mu"].mean(1)), t(mu))
+
+
+def test_a_higher_share_takes_more_temperatures() -> None:
+    few, many = (smc(conjugate, Y, particles=100, runs=2, moves=1, ess=share, seed=4) for share in (0.2, 0.9))
+    assert max(len(b) for b in few.betas) < min(len(b) for b in many.betas)
 
 
 def test_the_seed_decides() -> None:

@@ -1,11 +1,13 @@
 """Calibration: right posteriors pass, a guide of wrong scale or location is exposed by ranks, coverage and k-hat."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
 import pyrodgm
@@ -17,6 +19,7 @@ from pyrodgm.evaluation import (
     latent_calibration,
     mcmc_calibration,
 )
+from pyrodgm.evaluation.calibration import _thinned
 from pyrodgm.kernels import HMC
 
 D = torch.float64
@@ -106,9 +109,9 @@ def test_a_broken_guide_of_a_program(scale: float, shift: float) -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_chains(shift: float) -> None:
-    def sampler(conditioned):
+    def sampler(conditioned, seed):
         settings = {"chains": 39, "warmup": 0, "thin": 10, "draws": 1, "compile": False, "progress": False}
-        posterior = pyrodgm.mcmc(conditioned, HMC(1.5, 0.5), **settings)
+        posterior = pyrodgm.mcmc(conditioned, HMC(1.5, 0.5), seed=seed, **settings)
         return {"z": posterior["z"] + shift * SD}
 
     found = mcmc_calibration(program, sampler, ["x"], simulations=50, draws=39)
@@ -117,6 +120,36 @@ def test_chains(shift: float) -> None:
         assert (found.coverage([0.5])[0] > 0.7).all()  # of the program's density, which the draws miss
     else:
         assert_right(found)
+
+
+def exact_draws(conditioned, seed: int) -> dict[str, Tensor]:
+    """Of the posterior, as many chains of one draw."""
+    noise = torch.randn(19, 1, 2, dtype=D, generator=torch.Generator().manual_seed(seed))
+    x = poutine.trace(conditioned).get_trace().nodes["x"]["value"]
+    return {"z": x / 2 + SD * noise}
+
+
+def test_every_simulation_has_a_seed_of_its_own() -> None:
+    """Equal noise in all simulations makes ranks that depend on each other, and a right posterior look wrong."""
+    assert_right(mcmc_calibration(program, partial(exact_draws, seed=3), ["x"], simulations=400, draws=19))
+    same = mcmc_calibration(program, lambda p: exact_draws(p, 3), ["x"], simulations=400, draws=19)
+    assert same.p_value < 1e-6
+
+
+@pytest.mark.parametrize(("chains", "each", "draws"), [(4, 50, 10), (4, 100, 20), (7, 3, 19), (1, 100, 9), (30, 1, 9)])
+def test_draws_are_taken_from_all_chains_and_times(chains: int, each: int, draws: int) -> None:
+    """Which chain and which draw of it, told by the draws themselves."""
+    number = torch.arange(chains * each).reshape(chains, each)
+    found = _thinned({"z": number}, draws)["z"]
+    assert len(set(found.tolist())) == draws
+    of_chain = torch.bincount(found // each, minlength=chains)
+    assert of_chain.max() - of_chain.min() <= 1
+    times = (found % each).unique()
+    rounds = -(-draws // chains)
+    assert len(times) == rounds
+    assert times.max() == each - 1
+    if rounds > 1:
+        assert times.diff().min() >= each // rounds
 
 
 def test_ties_of_discrete_sites_are_broken_at_random() -> None:
@@ -206,3 +239,32 @@ def test_a_latent_that_the_guide_lacks_is_seen() -> None:
 
     with pytest.raises(ValueError, match="expected a guide that samples the program's latent sites"):
         guide_fit(conditioned, lacking, torch.zeros(2, dtype=D), particles=30)
+
+
+class _Shifted(Gaussian):
+    """z ~ N(c, I), x ~ N(z, I), with the posterior N((x + c) / 2, I / 2), or one that knows of no c."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self.context, self.guide = 2, self._Guide(knows)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        with data_plate(x, context, n):
+            z = pyro.sample("z", dist.Normal(context, 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    class _Guide(torch.nn.Module):
+        def __init__(self, knows: bool) -> None:
+            super().__init__()
+            self.knows = knows
+
+        def forward(self, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+            with data_plate(x, context, n):
+                return pyro.sample("z", dist.Normal((x + context * self.knows) / 2, SD).to_event(1))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_every_simulation_may_have_a_context_of_its_own(knows: bool) -> None:
+    found = latent_calibration(_Shifted(knows), 2 * torch.randn(1000, 2), draws=59)
+    assert found.ranks["z"].shape == (1000, 2)
+    assert (found.p_value > 1e-3) is knows

@@ -13,18 +13,20 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from pyrodgm.bijectors import Autoregressive, Planar, RationalQuadraticSpline
-from pyrodgm.core import sample_sites
+from pyrodgm.core import Tractable
 from pyrodgm.guides import (
     Enumerate,
     FlowGuide,
     FullCovariance,
     Hierarchical,
     MeanField,
+    PackedGuide,
     Score,
     SemiAmortized,
     Sites,
     StraightThrough,
 )
+from pyrodgm.traces import sample_sites
 
 W = torch.tensor([[1.0, 0.3], [-0.5, 0.8], [0.2, 1.1]], dtype=torch.float64)  # (D, Z)
 NOISE = 0.7
@@ -81,6 +83,47 @@ def test_full_covariance_holds_the_posterior_of_a_factor_model(elbo):
     guide, evidence = factor_guide(x)
     # The 1e-6 that keeps scales positive is in both directions of `raw`, so rounding alone is left.
     assert -elbo.loss(factor_model, guide, x) == pytest.approx(float(evidence), rel=1e-9)
+
+
+class Affine(Tractable):
+    """N(loc + gain context, covariance)."""
+
+    def __init__(self, loc, covariance, gain=None):
+        super().__init__((len(loc),), 0 if gain is None else gain.shape[1])
+        self.loc, self.covariance, self.gain = loc, covariance, gain
+
+    def condition(self, context=None):
+        loc = self.loc if context is None else self.loc + context @ self.gain.T
+        return dist.MultivariateNormal(loc, self.covariance)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), Trace_ELBO(3, max_plate_nesting=1, vectorize_particles=True)])
+def test_a_packed_guide_of_own_posteriors_holds_those_of_a_factor_model(elbo):
+    """Of g, and of each l given its x and g; with the l given x alone, g at its mean, the bound is lower."""
+    x = torch.randn(5, 3)
+    _, evidence = factor_guide(x)
+    marginal = W @ W.T + NOISE**2 * torch.eye(3)
+    covariance = torch.linalg.inv(torch.eye(3) / 4 + len(x) * torch.linalg.inv(marginal))
+    mean = covariance @ torch.linalg.solve(marginal, x.sum(0))
+    local = torch.linalg.inv(torch.eye(2) + W.T @ W / NOISE**2)
+    gain = local @ W.T / NOISE**2
+    of_globals, sites = Affine(mean, covariance), Sites(factor_model, (x,))
+    of_both = Affine(torch.zeros(2), local, torch.cat((gain, -gain), -1))
+    guide = PackedGuide(sites, of_globals, of_both)
+    for _ in range(3):
+        assert -elbo.loss(factor_model, guide, x) == pytest.approx(float(evidence), rel=1e-9)
+    # l given x alone has the covariance of what g does not say, too
+    alone = PackedGuide(sites, of_globals, Affine(-gain @ mean, local + gain @ covariance @ gain.T, gain))
+    bounds = torch.tensor([-elbo.loss(factor_model, alone, x) for _ in range(200)])
+    mean_bound, error = mean_and_error(bounds)
+    assert mean_bound < evidence - 5 * error
+    for wrong in (
+        lambda: PackedGuide(sites, None, of_both),
+        lambda: PackedGuide(sites, of_globals, Affine(torch.zeros(2), local)),
+        lambda: PackedGuide(sites, of_both, of_both),
+    ):
+        with pytest.raises(ValueError, match="posterior_of_"):
+            wrong()
 
 
 def test_full_covariance_finds_the_posterior_of_a_factor_model():

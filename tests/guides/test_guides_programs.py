@@ -10,8 +10,8 @@ from programs import PROGRAMS, hierarchical_regression
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 
-from pyrodgm.core import sample_sites
 from pyrodgm.guides import FlowGuide, FullCovariance, Hierarchical, MeanField, Sites
+from pyrodgm.traces import sample_sites
 
 BUILDERS = {
     "MeanField": lambda sites: MeanField(sites, [16]),

@@ -16,11 +16,12 @@ from test_guides_exact import NOISE, W, banana, factor_guide, factor_model, raw,
 from torch import nn
 
 import pyrodgm
-from pyrodgm.core import Latent, data_plate, sample_sites
+from pyrodgm.core import Latent, data_plate
 from pyrodgm.evaluation import active_units, aggregate_distance, energy_distance, guide_fit, latent_use
 from pyrodgm.guides import Contrast, ImplicitGuide, MeanField, Score, Sites
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import AdversarialAutoencoder, AdversarialVariationalBayes
+from pyrodgm.traces import sample_sites
 
 EXACT = 1e-8  # of bounds that are equal but for rounding; the 1e-6 that keeps scales positive is in `raw` as well
 

@@ -333,11 +333,32 @@ def test_warm_up_finds_scales_and_the_target_acceptance(kernel: Any, dense: bool
     variance = mass.diagonal() if dense else mass
     # 64 chains x 50 draws or so: a relative error of sqrt(2 / 500) = 6 % at an effective tenth of them
     assert ((variance / scales.square()).log().abs() < 0.35).all()
-    assert kernel.target - 0.1 < accepted < 0.99
+    assert kernel.target - 0.1 < accepted < 0.99  # what is asked for: the test below
     assert_means_agree(*mean_and_error((state.positions / scales).square()), torch.ones(()).double())
     if isinstance(kernel, ChEES):
         # the gradient, averaged over (0, T), is zero at tan 2T = 2T, T = 2.25; from the next zero, 3.86, it climbs on
         assert 2.25 / 2 < kernel.length < 3.86
+
+
+@pytest.mark.parametrize("target", [0.6, 0.9])
+@pytest.mark.parametrize("kind", [HMC, ChEES, NUTS])
+def test_warm_up_finds_the_acceptance_that_is_asked_for(kind: Any, target: float) -> None:
+    """The harmonic mean over the chains, by which the step size is adapted, in the last window and after it."""
+    g = generator()
+    kernel = kind(target=target)
+    state = kernel.init(lambda x: x.square().sum(-1) / 2, normal(64, 20))
+    tuner, accepted = kernel.tuner(state, 400, g), []
+    for i in range(450):
+        before = state
+        state, info = tuner.kernel.step(before, g)
+        accepted.append(1 / info.accept_prob.clamp(min=1e-2).reciprocal().mean().item())
+        if i < 400:
+            tuner.update(before, state, info)
+    tried, kept = sum(accepted[350:400]) / 50, sum(accepted[400:]) / 50
+    # dual averaging holds the mean of 50 steps to log 10 (50 + 10) gamma / 50^1.5 = 0.02 of the target
+    assert abs(tried - target) < 0.04
+    # the step kept is the mean of those tried, of which the long ones are accepted far less than it: 0.6 gives 0.78
+    assert -0.04 < kept - target < 0.2
 
 
 def test_chees_gradient_is_that_of_the_criterion() -> None:

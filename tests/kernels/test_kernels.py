@@ -14,7 +14,17 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyrodgm.energy import RBM
-from pyrodgm.kernels import HMC, MALA, BlockGibbs, Kernel, RandomWalk, annealed_importance_sampling
+from pyrodgm.kernels import (
+    HMC,
+    MALA,
+    MEADS,
+    NUTS,
+    BlockGibbs,
+    ChEES,
+    Kernel,
+    RandomWalk,
+    annealed_importance_sampling,
+)
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 PRECISION = torch.tensor([[2.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
@@ -215,11 +225,15 @@ def conjugate(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
 
-@pytest.mark.parametrize("kernel", [MALA(0.6), RandomWalk(0.8)], ids=["MALA", "RandomWalk"])
-def test_pyro_posterior_of_a_conjugate_model(kernel: Kernel) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "warmup"),
+    [(MALA(0.6), 50), (RandomWalk(0.8), 50), (NUTS(), 50), (ChEES(1.2, 0.6), 0), (MEADS(0.5, 1.0), 0)],
+    ids=["MALA", "RandomWalk", "NUTS", "ChEES", "MEADS"],
+)
+def test_pyro_posterior_of_a_conjugate_model(kernel: Kernel, warmup: int) -> None:
     pyro.set_rng_seed(1)
     y = torch.tensor([0.3, 1.9, 1.1, 2.2, 0.8], dtype=torch.float64)
-    mcmc = MCMC(kernel.pyro(conjugate), num_samples=600, warmup_steps=50, disable_progbar=True)
+    mcmc = MCMC(kernel.pyro(conjugate), num_samples=600, warmup_steps=warmup, disable_progbar=True)
     mcmc.run(y)
     mu = mcmc.get_samples()["mu"]
     assert mu.dtype == torch.float64
@@ -232,6 +246,13 @@ def test_pyro_posterior_of_a_conjugate_model(kernel: Kernel) -> None:
     assert abs(mu.var() / sd**2 - 1) < 4.5 * (2 / effective).sqrt()
     assert 0.3 < mcmc.diagnostics()["acceptance rate"]["chain 0"] < 0.99
     assert pickle.loads(pickle.dumps(kernel.pyro(conjugate))).model is conjugate
+
+
+@pytest.mark.parametrize(("kernel", "message"), [(ChEES(), "two chains at least"), (MEADS(), "8 chains at least")])
+def test_pyro_has_one_chain_which_some_kernels_cannot_be_tuned_by(kernel: Kernel, message: str) -> None:
+    mcmc = MCMC(kernel.pyro(conjugate), num_samples=2, warmup_steps=2, disable_progbar=True)
+    with pytest.raises(ValueError, match=message):
+        mcmc.run(torch.zeros(3, dtype=torch.float64))
 
 
 def test_pyro_returns_constrained_sites_of_mixed_shapes_and_dtypes() -> None:

@@ -99,6 +99,14 @@ def test_sghmc_on_a_gaussian_model() -> None:
     check(run(corrected, posterior(), 120), sghmc_covariance(kernel, precision).item())
 
 
+def test_the_bias_of_sghmc_is_of_the_second_order() -> None:
+    """The covariance of its docstring, beside the solution of the recursion."""
+    precision = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=D)
+    for step_size, friction in ((0.5, 0.1), (0.3, 0.6), (0.1, 1.0)):
+        biased = precision @ (torch.eye(2, dtype=D) - step_size**2 * precision / (4 - 2 * friction))
+        torch.testing.assert_close(sghmc_covariance(SGHMC(step_size, friction), precision), biased.inverse())
+
+
 def test_a_small_step_of_sghmc_has_the_posterior() -> None:
     kernel = SGHMC(0.005, friction=0.05)
     found = sghmc_covariance(kernel, torch.tensor([[PRECISION]], dtype=D)).item()

@@ -30,11 +30,15 @@ def modes(x: Tensor) -> Tensor:
     return b.square() / 2 - torch.logaddexp(left, right)
 
 
-@pytest.mark.parametrize("kernel", [HMC(1.0, 0.6), RandomWalk(1.0), NUTS(0.8)], ids=lambda k: type(k).__name__)
-def test_the_joint_law_of_all_replicas_stays(kernel) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "scaled"),
+    [(HMC(1.0, 0.6), True), (HMC(1.0, 0.6), False), (RandomWalk(1.0), True), (NUTS(0.8), True)],
+    ids=["HMC", "HMC unscaled", "RandomWalk", "NUTS"],
+)
+def test_the_joint_law_of_all_replicas_stays(kernel, scaled) -> None:
     """Exact replicas of an asymmetric target, -log p = 2x or -x: each has an asymmetric Laplace law of rate beta."""
     n, betas = 20_000, torch.tensor([1.0, 0.5, 0.2], dtype=D)
-    tempering = ParallelTempering(kernel, betas=betas)
+    tempering = ParallelTempering(kernel, betas=betas, scaled=scaled)
 
     def energy(x: Tensor) -> Tensor:
         return torch.where(x > 0, 2 * x, -x).sum(-1)
@@ -110,6 +114,19 @@ def test_the_ladder_evens_out() -> None:
     ratios = (tuner.kernel.betas[1:] / tuner.kernel.betas[:-1]).log()
     # Monte Carlo error of a rejection rate of 0.3 over 400 chains and 64 tries is below a hundredth
     torch.testing.assert_close(ratios, torch.full_like(ratios, math.log(0.1) / 3), rtol=0.1, atol=0)
+
+
+def test_a_ladder_of_ones_own_stays_if_it_is_told_to() -> None:
+    uneven = torch.tensor([1.0, 0.95, 0.9, 0.1], dtype=D)
+    for adapt in (True, False):
+        kernel, noise = ParallelTempering(HMC(1.0, 0.5), betas=uneven, adapt=adapt), generator(6)
+        state = kernel.init(lambda x: x.square().sum(-1) / 2, torch.randn(50, 2, dtype=D, generator=noise))
+        tuner = kernel.tuner(state, 20, noise)
+        for _ in range(20):
+            before = state
+            state, info = tuner.kernel.step(state, noise)
+            tuner.update(before, state, info)
+        assert torch.equal(tuner.kernel.betas, uneven) is not adapt
 
 
 def test_even_ladder_by_hand() -> None:

@@ -198,6 +198,41 @@ def test_many_vectors_are_compared_in_parts(monkeypatch):
     assert torch.equal(whole, distances.argmin(-1))
 
 
+@torch.no_grad()
+def test_embeddings_that_are_close_together_are_found_again():
+    """1e-4 apart at a distance of 100 from the origin: float32's products round by more than their whole difference."""
+    torch.manual_seed(0)
+    book = Codebook(codes=8, size=4)
+    book.vectors.copy_(50 + 1e-4 * torch.arange(8).unsqueeze(-1))
+    prior = CodePrior(MADE(2, [8], CategoricalConditional(8)), book)
+    codes = every_code(2, 8).float()
+    z = book.embed(codes).flatten(1)
+    assert not torch.equal(book.nearest(book.vectors), torch.arange(8))
+    torch.testing.assert_close(prior.log_prob(z), prior.codes.log_prob(codes))
+    model = VQVAE(torch.nn.Linear(6, 8), VAE.mlp(6, 8, [8]).likelihood, book, prior.codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bool(prior.log_prob(z).isfinite().all())
+        assert bool(model.log_weights(torch.rand(50, 6).round()).isfinite().all())
+
+
+def test_nearest_is_in_the_books_precision_under_autocast():
+    torch.manual_seed(0)
+    book, vectors = Codebook(codes=64, size=3), torch.randn(500, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(book.nearest(vectors), torch.cdist(vectors, book.vectors).argmin(-1))
+
+
+def test_a_code_that_nothing_chooses_stays_where_it_is():
+    """However long: its count and its sums fall by half at each update, below the numbers that there are."""
+    book = Codebook(2, 2, decay=0.5, revive_below=0.0)
+    start = torch.tensor([[0.1, -0.3], [5.0, 5.0]])
+    for buffer, value in ((book.vectors, start), (book.counts, torch.ones(2)), (book.sums, start)):
+        buffer.copy_(value)
+    for _ in range(200):
+        book.update(torch.full((10, 2), 5.0))
+        torch.testing.assert_close(book.vectors, start)
+
+
 def test_the_prior_beside_the_codebook_moves_nothing_else():
     """The gradients of encoder and decoder are those without it; the prior's are of its own log-likelihood."""
     model, x = model_and_rows()
@@ -212,4 +247,4 @@ def test_the_prior_beside_the_codebook_moves_nothing_else():
     own = torch.autograd.grad(-model.code_prior.log_prob(model.codes(x)).mean(), prior)
     torch.testing.assert_close(second[len(first) :], own)
     torch.testing.assert_close(both.held_out(model, x), ELBO().held_out(model, x))
-    assert isinstance(pyrodgm.engine.default_objective(model), VectorQuantization)
+    assert isinstance(pyrodgm.objectives.default_objective(model), VectorQuantization)

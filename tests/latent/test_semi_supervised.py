@@ -11,10 +11,10 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyrodgm
-from pyrodgm.core import join_context
 from pyrodgm.diagnostics import decode, encode
 from pyrodgm.latent import M2
 from pyrodgm.objectives import ELBO, SemiSupervised
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable import Parametric, StandardNormal
 
 N = 6
@@ -234,3 +234,13 @@ def test_mistakes_are_named():
         SemiSupervised(1.0, particles=0)
     with pytest.raises(ValueError, match="reads"):
         model.guide()
+
+
+@torch.no_grad()
+def test_the_objectives_particles_are_those_of_the_bounds():
+    model, x, labels = setting()
+    torch.manual_seed(3)
+    found = SemiSupervised(0.0, particles=7).loss(model, x, labels)
+    torch.manual_seed(3)
+    of_class = (labels * model.class_logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(found, -(model.bounds(x, labels, particles=7) + of_class).mean())

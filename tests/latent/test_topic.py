@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import pyrodgm
 from pyrodgm.data import BagOfWords
-from pyrodgm.evaluation import npmi, perplexity, topic_diversity
+from pyrodgm.evaluation import npmi, perplexity, top_words, topic_diversity
 from pyrodgm.latent import ETM, NVDM, ProdLDA
 from pyrodgm.latent.topic import DirichletLaplace
 from pyrodgm.nets.words import RowNorm
@@ -82,6 +82,52 @@ def test_given_embeddings_stay():
         ETM(12, 2, [8], embeddings=rho[:5])
 
 
+def test_given_embeddings_of_another_precision():
+    """Vectors from a file in float64: the model has them in its own floating type, and trains."""
+    rho = torch.randn(12, 3).double()
+    model = ETM(12, 2, [8], embeddings=rho)
+    assert torch.equal(model.likelihood.net.rho, rho.float())
+    x = torch.randint(0, 5, (20, 12)).float()
+    pyrodgm.fit(model, x, steps=2, progress=False)
+    assert model.dtype == model.topics.dtype == torch.float32
+    assert torch.equal(ETM(12, 2, [8], embeddings=rho).double().likelihood.net.rho, rho.float().double())
+
+
+@pytest.mark.parametrize("build", [ProdLDA, NVDM, ETM])
+def test_documents_are_as_long_as_asked(build):
+    x = build(9, 2, [4], length=17).sample(20)
+    assert x.sum(-1).tolist() == [17] * 20
+
+
+def test_the_concentration_of_a_prodlda_is_that_of_every_topic():
+    """(1 - 2 / K) / alpha + 1 / (K alpha): the prior's variances are as 1 / alpha."""
+    for alpha in (0.02, 1.0, 5.0):
+        prior = ProdLDA(7, 4, [4], concentration=alpha).prior.condition()
+        torch.testing.assert_close(prior.variance, torch.full((4,), 0.75 / alpha))
+        torch.testing.assert_close(prior.mean, torch.zeros(4))
+
+
+def test_the_dropout_of_a_prodlda_is_of_its_encoder_and_its_proportions():
+    torch.manual_seed(0)
+    x, z = torch.randint(0, 5, (20, 7)).float(), torch.randn(20, 2)
+
+    def repeat(model):
+        return [torch.equal(*(part() for _ in range(2))) for part in (
+            lambda: model.posterior(x).mean, lambda: model.decode(z).log_probs)]  # fmt: skip
+
+    assert repeat(ProdLDA(7, 2, [8], dropout=0.0).train()) == [True, True]
+    assert repeat(ProdLDA(7, 2, [8], dropout=0.5).train()) == [False, False]
+    assert repeat(ProdLDA(7, 2, [8], dropout=0.5).eval()) == [True, True]
+
+
+def test_top_words_are_the_highest_in_their_order():
+    model = ready(MODELS["NVDM"])
+    names = [f"word {i}" for i in range(7)]
+    ranked = [sorted(names, key=lambda name, row=row: -row[names.index(name)]) for row in model.topics.tolist()]
+    for n in (1, 3, 7):
+        assert top_words(model.top_words(n), names) == [row[:n] for row in ranked]
+
+
 def test_rows_of_the_encoder_by_their_shares():
     model = ready(MODELS["ETM"])
     x = rows(MODELS["ETM"], model, 4)
@@ -114,6 +160,16 @@ def test_sparse_forms_agree():
     words = torch.tensor([5, 0, 11])
     assert torch.equal(bag.occurs(words), dense[:, words] > 0)
     assert bag.total == dense.sum().item()
+
+
+def test_documents_count_from_the_end_as_in_a_list():
+    _, bag = corpus()
+    assert torch.equal(bag[-1], bag[29])
+    assert torch.equal(bag.dense([-30, 3, -2]), bag.dense([0, 3, 28]))
+    assert len(list(bag)) == 30
+    for wrong in (30, -31):
+        with pytest.raises(IndexError, match=rf"in -30 \.\. 29, got {wrong}"):
+            bag[wrong]
 
 
 def test_a_word_that_a_document_names_twice_counts_both_times():

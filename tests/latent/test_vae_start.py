@@ -6,7 +6,7 @@ import torch
 
 import pyrodgm
 from pyrodgm.bijectors import ActNorm
-from pyrodgm.latent import VAE
+from pyrodgm.latent import M2, VAE
 from pyrodgm.tractable import Flow, Mixture, Parametric, StandardNormal
 
 X = 3.0 + 0.5 * torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
@@ -30,6 +30,25 @@ def test_actnorms_of_prior_and_likelihood_start():
         inside = flow.bijectors[0].condition().inv(rows)
         torch.testing.assert_close(inside.mean(0), torch.zeros_like(inside[0]), rtol=0, atol=1e-9)
         torch.testing.assert_close(inside.var(0, correction=0), torch.ones_like(inside[0]), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_actnorms_of_an_m2_start(known: bool) -> None:
+    """As a VAE's do, by the guide's z and y; with the labels where they are known."""
+    torch.manual_seed(1)
+    prior = Flow(StandardNormal(2), [ActNorm(2)])
+    likelihood = Flow(Parametric(dist.Normal, 3, context=2 + 2), [ActNorm(3, context=2 + 2)])
+    model = M2(2, likelihood, torch.nn.Linear(3, 2), Parametric(dist.Normal, 2, context=3 + 2), prior).double()
+    x, labels = X.double(), torch.eye(2).double()[torch.arange(400) % 2] * known
+    torch.manual_seed(2)
+    model.initialize(x, labels)
+    torch.manual_seed(2)
+    z = model.guide(x, labels)
+    for flow, rows in ((model.prior, z), (model.likelihood, x)):
+        start = flow.bijectors[0]
+        assert bool(start.started)
+        torch.testing.assert_close(start.shift, rows.mean(0))
+        torch.testing.assert_close(start.log_scale.exp(), rows.std(0, correction=0))
 
 
 def test_fit_starts_them_once():

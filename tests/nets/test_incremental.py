@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyrodgm.nets.masked import _CHUNK, IncrementalPass, MaskedMLP, one_hot
+from pyrodgm.nets.incremental import _CHUNK, IncrementalPass
+from pyrodgm.nets.masked import MaskedMLP, one_hot
 
 D = 2 * _CHUNK + 3
 

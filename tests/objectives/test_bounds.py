@@ -7,7 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import HIDDEN, MODELS, OBJECTIVES, all_binary, assert_means_agree, mean_and_error, ready, rows
+from cases import (
+    HIDDEN,
+    MODELS,
+    OBJECTIVES,
+    all_binary,
+    assert_gradients_agree,
+    assert_means_agree,
+    mean_and_error,
+    ready,
+    rows,
+)
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -127,6 +137,11 @@ def test_free_bits_are_a_floor():
     check_free_bits_are_a_floor()
 
 
+def test_a_number_of_free_bits_is_refused():
+    with pytest.raises(TypeError, match=r"use FreeBits\(0\.25\)"):
+        ELBO(free_bits=0.25)
+
+
 def test_free_bits_of_a_flow_take_the_whole_site():
     model, x = models_for_elbo("VAE of flows")
     with pytest.raises(TypeError, match="independent dimensions"):
@@ -158,7 +173,7 @@ def check_tempered_score_function_is_unbiased(beta=0.4):
     exact_loss = -(log_q.exp() * (log_joint - prior + beta * (prior - log_q))).sum(0).mean()
     exact = flat(torch.autograd.grad(exact_loss, list(vae.parameters()), materialize_grads=True))
     found = gradients_of(ELBO(200, analytic_kl=False, beta=beta), vae, x, 60)
-    assert_means_agree(*mean_and_error(found), exact)
+    assert_gradients_agree(found, exact)
 
 
 def test_tempered_score_function_is_unbiased():
@@ -339,6 +354,16 @@ def test_terms_are_the_exact_ones():
     check_terms_are_the_exact_ones()
 
 
+def test_each_part_of_the_kl_has_a_weight():
+    vae = gaussian_vae()
+    x = rows(MODELS["VAE"], vae, 6)
+    torch.manual_seed(3)
+    seen, terms = BetaTCVAE().terms(vae, x, n=50)
+    torch.manual_seed(3)
+    loss = BetaTCVAE(6.0, alpha=0.3, gamma=2.0).loss(vae, x, n=50)
+    torch.testing.assert_close(loss, 0.3 * terms.information + 6 * terms.correlation + 2 * terms.dimensions - seen)
+
+
 @pytest.mark.parametrize("stratified", [True, False])
 def test_weights_one_give_the_elbo(stratified):
     vae = gaussian_vae()
@@ -396,6 +421,18 @@ def test_infovae_holds_the_elbo():
         model, x = models_for_elbo(name)
         found = value_and_gradients(model, lambda m=model, x=x: InfoVAE(0.0, 1.0).loss(m, x))
         torch.testing.assert_close(found, value_and_gradients(model, lambda m=model, x=x: ELBO().loss(m, x)))
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_infovae_is_the_bound_and_a_discrepancy_of_its_bandwidth(particles):
+    alpha, scale = 0.3, 5.0
+    vae, x = models_for_elbo("VAE of flows")
+    torch.manual_seed(2)
+    loss = InfoVAE(alpha, scale, bandwidth=0.7, particles=particles).loss(vae, x)
+    torch.manual_seed(2)
+    bound = ELBO(particles, beta=1 - alpha).loss(vae, x)
+    drawn, prior = (poutine.trace(program).get_trace(x).nodes["z"]["value"] for program in (vae.guide, vae))
+    torch.testing.assert_close(loss, bound + (alpha + scale - 1) * mmd(drawn, prior, bandwidth=0.7))
 
 
 def test_the_discrepancy_pulls_the_aggregate_to_the_prior():

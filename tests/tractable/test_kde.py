@@ -20,6 +20,7 @@ from pyrodgm.tractable import KDE, RealNVP
 
 DIMENSIONS = [1, 2, 3, 6]
 kernels = pytest.mark.parametrize("kernel", KERNELS)
+CONSTANT = torch.full((30, 1), 1e6 / 3, dtype=torch.float64)  # whose mean is rounded
 
 
 def rows(n, features, seed=0):
@@ -246,6 +247,23 @@ def test_cross_validation_finds_the_largest_left_out_likelihood(kernel):
     assert model.leave_one_out(chosen).item() >= best - (0.02 if kernel == "tophat" else 1e-4)
 
 
+def test_cross_validation_of_clusters_far_apart():
+    """A cluster a thousand times further away leaves the best bandwidth, in units of the data, where it was."""
+    found = []
+    for gap in (1e2, 1e5):
+        model = KDE(torch.cat((rows(150, 1), rows(150, 1, 1) + gap)), bandwidth="cv")
+        found.append((model.bandwidths[0] * model.factor[0, 0]).item())
+    # each search ends 0.001 from the top in log h
+    assert found[1] == pytest.approx(found[0], rel=0.005)
+
+
+def test_cross_validation_of_a_far_outlier_under_a_kernel_that_ends():
+    """No bandwidth below its distance gives it any probability."""
+    x = torch.cat((rows(50, 1), torch.full((1, 1), 1e5).double()))
+    distance = 1e5 - x[:-1].max().item()
+    assert KDE(x, "epanechnikov", "cv", metric="euclidean").bandwidths[0].item() > distance
+
+
 def test_cross_validation_of_many_rows_looks_at_some():
     many = KDE(rows(2500, 1), bandwidth="cv").bandwidths[0].item()
     # of normal data the best bandwidth is 1.06 n^(-1/5) (Silverman 1986, eq. 3.28), with a flat top about it
@@ -353,7 +371,10 @@ def test_the_pairs_of_no_rows():
         (lambda: KDE(rows(5, 2)).leave_one_out(-1.0), ValueError, "bandwidth > 0"),
         (lambda: KDE(rows(1, 2), bandwidth="cv", metric="euclidean"), ValueError, "two rows"),
         (lambda: KDE(rows(20, 2).repeat(2, 1), bandwidth="cv"), ValueError, "repeated"),
+        (lambda: KDE(1e9 * rows(20, 2), bandwidth="cv", metric="euclidean"), ValueError, "grows up to the bandwidth"),
         (lambda: KDE(rows(20, 1).expand(20, 2)), ValueError, "singular"),
+        (lambda: KDE(torch.cat((rows(30, 1), CONSTANT), 1)), ValueError, "singular"),
+        (lambda: KDE(torch.cat((rows(30, 1), CONSTANT), 1), metric="seuclidean"), ValueError, "singular"),
         (lambda: KDE(rows(2, 2)), ValueError, "singular"),
         (lambda: KDE(rows(5, 2), weights=torch.ones(4)), ValueError, "5 positive weights"),
         (lambda: KDE(rows(5, 2), weights=torch.zeros(5)), ValueError, "positive weights"),

@@ -1,8 +1,10 @@
 """Mixtures: the gradient is EM's, the maximum is scikit-learn's, and the VampPrior shares its guide."""
 
 import copy
+import math
 import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -10,12 +12,15 @@ from cases import HIDDEN, MODELS, assert_means_agree, contexts, mean_and_error, 
 from sklearn.mixture import GaussianMixture
 from torch import nn
 from torch.distributions import constraints
+from torch.distributions.transforms import ExpTransform
 
+import pyrodgm
+from pyrodgm.bijectors import ActNorm, Fixed
 from pyrodgm.core import Energy
 from pyrodgm.distributions import MixtureDistribution
 from pyrodgm.energy import RBM
 from pyrodgm.latent import VAE
-from pyrodgm.tractable import Mixture, Parametric, RealNVP, StandardNormal, VampPrior
+from pyrodgm.tractable import Flow, Mixture, Parametric, RealNVP, StandardNormal, VampPrior
 
 
 def test_density_is_the_weighted_sum():
@@ -88,9 +93,95 @@ def test_components_draw_their_own_share():
         assert_means_agree(*mean_and_error(share), logits.exp().double())
 
 
+def half_and_whole(swapped=False):
+    """An exponential, whose support is a half line, beside a normal."""
+    members = [Parametric(dist.Exponential, 1), Parametric(dist.Normal, 1)]
+    return Mixture(members[::-1] if swapped else members)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_members_of_other_supports_have_no_density_outside_them(swapped):
+    mixture = half_and_whole(swapped).double()
+    exponential, normal = reversed(mixture.components) if swapped else mixture.components
+    with torch.no_grad():
+        mixture.logits.copy_(torch.tensor([0.7, -0.2] if swapped else [-0.2, 0.7]))
+        exponential.free.fill_(0.5), normal.free.copy_(torch.tensor([0.3, 0.2]))
+    x = torch.tensor([[-2.0], [-0.1], [0.4], [3.0]]).double().requires_grad_()
+    share = mixture.weights.flip(0) if swapped else mixture.weights
+    expected = share[1] * normal.log_prob(x).exp()
+    expected[2:] = expected[2:] + share[0] * exponential.log_prob(x[2:]).exp()
+    for validate in (True, False):
+        with pyro.validation_enabled(validate):
+            found = mixture.log_prob(x)
+            torch.testing.assert_close(found.exp(), expected)
+            r = mixture.responsibilities(x)[:, int(swapped)]
+            torch.testing.assert_close(r[2:], share[0] * exponential.log_prob(x[2:]).exp() / expected[2:])
+            assert r[:2].tolist() == [0, 0]
+            leaves = [x, *mixture.parameters()]
+            slopes = torch.autograd.grad(expected.log().sum(), leaves, retain_graph=True)
+            torch.testing.assert_close(torch.autograd.grad(found.sum(), leaves), slopes)
+    line = torch.linspace(-12, 40, 400_001, dtype=torch.float64).unsqueeze(-1)
+    # the trapezoid rule is off by half a step of the line, 1.3e-4, times the jump at 0, 0.5; the tail is below e^-60
+    with torch.no_grad():
+        assert abs(torch.trapezoid(mixture.log_prob(line).exp(), line.squeeze(-1)).item() - 1) < 1e-4
+        draws = mixture.sample(20_000)
+    assert bool(mixture.support.check(draws).all())
+    p = share[1] * dist.Normal(0.3, math.exp(0.2)).cdf(torch.zeros(()).double())
+    assert_means_agree(*mean_and_error((draws < 0).double()), p)
+
+
+def test_members_of_other_supports_train():
+    torch.manual_seed(0)
+    x = half_and_whole().double().sample(200)
+    mixture = half_and_whole().double()
+    run = pyrodgm.fit(mixture, x, epochs=5, batch_size=50, progress=False)
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert all(bool(p.isfinite().all()) for p in mixture.parameters())
+
+
+def test_a_support_of_several_parts():
+    """Bits beside counts, an interval beside a half line: what is in either, and nothing else."""
+    bits, counts = Parametric(dist.Bernoulli, 2), Parametric(dist.Poisson, 2)
+    for members in ([bits, counts], [counts, bits]):
+        mixture = Mixture(members).double()
+        states = torch.cartesian_prod(torch.arange(60), torch.arange(60)).double()
+        torch.testing.assert_close(mixture.log_prob(states).exp().sum(), torch.ones(()).double())
+        assert mixture.support.is_discrete
+        assert mixture.support.check(torch.tensor([[0.0, 7.0], [0.5, 0.0], [-1.0, 0.0]])).tolist() == [
+            True, False, False,
+        ]  # fmt: skip
+    parts = [dist.Uniform(-2.0, -1.0), dist.Exponential(1.0), dist.Uniform(torch.tensor([3.0, 4.0]), 5.0)]
+    d = MixtureDistribution(torch.zeros(3), parts)
+    x = torch.tensor([-1.5, -0.5, 0.5, 3.5])
+    assert d.support.check(x.unsqueeze(-1)).tolist() == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+    e = torch.exp(-x[2:])
+    torch.testing.assert_close(d.log_prob(x[2:].unsqueeze(-1)).exp(), torch.stack(
+        (torch.stack((e[0], e[0])), torch.stack((e[1] + 0.5, e[1])))) / 3)  # fmt: skip
+    with pytest.raises(ValueError, match="support"):
+        MixtureDistribution(torch.zeros(3), parts, validate_args=True).log_prob(torch.tensor([-0.5, 1.0]))
+
+
+def test_a_member_starts_from_the_rows_in_its_support():
+    """A log-normal flow: what it would make of the others has no logarithm."""
+    flow = Flow(StandardNormal(1), [ActNorm(1), Fixed(ExpTransform())])
+    mixture = Mixture([flow, StandardNormal(1)])
+    x = torch.tensor([[-1.0], [0.5], [2.0], [-3.0], [4.0]])
+    mixture.initialize(x)
+    torch.testing.assert_close(flow.bijectors[0].shift, x[x > 0].log().mean().reshape(1))
+    assert bool(mixture.log_prob(x).isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
+        (lambda: Mixture([StandardNormal(2), Parametric(dist.Bernoulli, 2)]).support, ValueError, "have no sum"),
+        (
+            lambda: MixtureDistribution(
+                torch.zeros(2), [dist.OneHotCategorical(torch.ones(3)), dist.Multinomial(4, torch.ones(3))]
+            ),
+            ValueError,
+            "known point",
+        ),
         (lambda: Mixture([]), ValueError, "at least one"),
         (lambda: Mixture([StandardNormal(2), StandardNormal(3)]), ValueError, "one event shape"),
         (lambda: Mixture([RealNVP(2, context=1), RealNVP(2, context=3)]), ValueError, "one context size"),
@@ -168,6 +259,17 @@ def test_vamp_prior_of_narrow_far_normals_keeps_its_digits(dtype):
     torch.testing.assert_close(
         found.double(), (expected.logsumexp(-1) - torch.tensor(4.0).log()), rtol=tolerance, atol=0
     )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_pseudo_inputs_do_not_start_at_rows_of_one_value(value):
+    """On a bounded support: there is nothing to tell how near the bounds the data come."""
+    prior = VampPrior(Parametric(dist.Normal, 2, 5), 4, support=constraints.unit_interval)
+    with pytest.raises(ValueError, match=f"rows of more than one value, got {value} everywhere"):
+        prior.start_from(torch.full((4, 5), value))
+    x = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).round()
+    prior.start_from(x)
+    torch.testing.assert_close(prior.pseudo_inputs, 0.98 * x + 0.01)
 
 
 def test_expanding_the_vamp_prior_asks_the_guide_once():

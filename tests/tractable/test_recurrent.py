@@ -122,6 +122,14 @@ def test_a_step_at_a_time_is_the_whole_pass(cell):
         torch.testing.assert_close(step, whole[:, t : t + 1])
 
 
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@torch.no_grad()
+def test_states_begin_in_pieces_of_their_own(cell):
+    """As cuDNN wants them; `tests/test_gpu.py` asks it."""
+    states = model(0, C, cell, hidden=(5, 4)).net._begin(contexts(6))
+    assert all(state.is_contiguous() for begin in states for state in (begin if cell is nn.LSTM else [begin]))
+
+
 @torch.no_grad()
 def test_a_word_acts_on_what_follows_it_alone():
     net = model(0, hidden=(5, 4)).net
@@ -216,6 +224,21 @@ def test_the_encoder_reads_to_the_end():
     assert short(torch.cat((x, c), -1).reshape(5, 1, -1)).shape == (5, 1, 4)
     everything = TokenEncoder(V, T, 4, [6], 3, end=None).double()
     assert len(everything(x).unique(dim=0)) == 5
+
+
+@torch.no_grad()
+def test_an_encoder_of_gru_cells_by_hand():
+    """The gates r and u and the candidate state n of each step, written out."""
+    torch.manual_seed(0)
+    encoder, x = TokenEncoder(V, T, 4, [6], 3, end=None, cell=nn.GRU).double(), all_rows()[::7]
+    cell, h = encoder.layers[0], torch.zeros(1, 6).double()
+    for token in x.long().T:
+        inputs = encoder.embed.weight[token] @ cell.weight_ih_l0.T + cell.bias_ih_l0
+        of_state = h @ cell.weight_hh_l0.T + cell.bias_hh_l0
+        (r, u, n), (to_r, to_u, to_n) = inputs.chunk(3, -1), of_state.chunk(3, -1)
+        u = (u + to_u).sigmoid()
+        h = (1 - u) * (n + (r + to_r).sigmoid() * to_n).tanh() + u * h
+    torch.testing.assert_close(encoder(x), encoder.out(h))
 
 
 def sentence_vae(word_dropout=0.0):

@@ -1,0 +1,274 @@
+"""The named flows of vectors: which base, which bijectors, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+
+from pyrodgm.bijectors.autoregressive import Autoregressive
+from pyrodgm.bijectors.base import Bijector
+from pyrodgm.bijectors.coupling import Coupling
+from pyrodgm.bijectors.linear import LULinear
+from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
+from pyrodgm.bijectors.normalization import ActNorm, Affine
+from pyrodgm.bijectors.planar import Planar
+from pyrodgm.bijectors.spline_rational import RationalQuadraticSpline
+from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
+from pyrodgm.core import Tractable
+from pyrodgm.tractable.flow import Flow
+from pyrodgm.tractable.parametric import StandardNormal
+
+__all__ = ["IAF", "MAF", "NICE", "NSF", "FlowPlusPlus", "PlanarFlow", "RealNVP"]
+
+
+class RealNVP(Flow):
+    """Affine couplings that move the halves of x in turn.
+
+    Args:
+        features: D >= 2.
+        layers: number of couplings.
+        hidden: widths of each coupling network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        bound: largest absolute log-scale of one coupling.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 or layers < 1.
+    Source: Dinh et al. (2017), arXiv:1605.08803.
+    Example:
+        >>> RealNVP(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 8,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        bound: float = 2.0,
+    ) -> None:
+        super().__init__(
+            _base(features, base), _couplings(features, layers, hidden, context, lambda: ScaleShift(bound))
+        )
+
+
+class NICE(Flow):
+    """Additive couplings that move the halves of x in turn, then a learned scale of each feature.
+
+    Args, Shapes, Raises: as :class:`RealNVP`; ``base`` is a standard logistic in the source, ours N(0, I) by default.
+    Source: Dinh et al. (2014), arXiv:1410.8516, section 3.
+    Example:
+        >>> NICE(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+    ) -> None:
+        couplings = _couplings(features, layers, hidden, context, Shift)
+        # The scale stands next to the base, as in the source: of the way from x to z it is the last.
+        super().__init__(_base(features, base), [Affine(features), *couplings])
+
+
+class _AutoregressiveFlow(Flow):
+    """What MAF and IAF share; they differ in which way is one pass of each layer's network."""
+
+    one_pass_scoring: ClassVar[bool]
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 5,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        univariate: Callable[[], Univariate] = ScaleShift,
+    ) -> None:
+        bijectors = _autoregressive(features, layers, hidden, context, univariate)
+        if self.one_pass_scoring:
+            bijectors = [bijector.inv for bijector in bijectors]
+        super().__init__(_base(features, base), bijectors)
+
+
+class MAF(_AutoregressiveFlow):
+    """Masked autoregressive flow: scored in one pass a layer, sampled feature by feature with each weight used once.
+
+    The order of the features is reversed from layer to layer.
+
+    Args:
+        features: D.
+        layers: number of autoregressive layers.
+        hidden: widths of each masked network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        univariate: makes the map of one feature for each layer; default an affine one.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if layers < 1.
+    Source: Papamakarios et al. (2017), arXiv:1705.07057.
+    Example:
+        >>> MAF(features=3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    one_pass_scoring = True
+
+
+class IAF(_AutoregressiveFlow):
+    """Inverse autoregressive flow: sampled in one pass a layer, its own samples scored for nothing more.
+
+    Other data are scored feature by feature, with each weight used once.
+
+    Args, Shapes, Raises: as :class:`MAF`.
+    Source: Kingma et al. (2016), arXiv:1606.04934.
+    Example:
+        >>> IAF(features=3).sample(5).shape
+        torch.Size([5, 3])
+    """
+
+    one_pass_scoring = False
+
+
+class NSF(Flow):
+    """Neural spline flow: rational-quadratic splines in couplings, or autoregressive.
+
+    Where splines act, on [-bound, bound], data should lie: standardise them.
+
+    Args:
+        features: D, >= 2 for couplings.
+        layers: number of layers.
+        hidden: widths of each network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        bins: of every spline.
+        bound: of every spline.
+        autoregressive: layers as in :class:`MAF` instead of couplings.
+        mix: a linear map (PLU) of all features between the layers, as in the source.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 (couplings) or layers < 1.
+    Source: Durkan et al. (2019), arXiv:1906.04032.
+    Example:
+        >>> NSF(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 6,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        *,
+        bins: int = 8,
+        bound: float = 3.0,
+        autoregressive: bool = False,
+        mix: bool = False,
+    ) -> None:
+        make = _autoregressive if autoregressive else _couplings
+        # The splines are cheapest from x to y, so that is the way that scores data.
+        parts = [
+            part.inv for part in make(features, layers, hidden, context, lambda: RationalQuadraticSpline(bins, bound))
+        ]
+        if mix:
+            parts = [b for part in parts for b in (LULinear(features), part)]
+        super().__init__(_base(features, base), parts)
+
+
+class FlowPlusPlus(Flow):
+    """Flow++ over vectors: actnorm, a linear map, and a coupling by mixtures of logistics, layer by layer.
+
+    Integers (pixels) go through :class:`~pyrodgm.latent.Dequantized`, variational dequantization included.
+
+    Args:
+        features: D >= 2.
+        layers: number of couplings.
+        hidden: widths of each coupling network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        components: of each mixture.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 or layers < 1.
+    Source: Ho et al. (2019), arXiv:1902.00275, section 3. Departure: their networks are attention over images.
+    Example:
+        >>> FlowPlusPlus(features=2).sample(5).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 4,
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        base: Tractable | None = None,
+        components: int = 8,
+    ) -> None:
+        # The mixture's map is closed from x to z, so that is the way that scores data.
+        couplings = _couplings(features, layers, hidden, context, lambda: MixtureLogisticCDF(components))
+        parts = [b for part in couplings for b in (part.inv, LULinear(features), ActNorm(features))]
+        super().__init__(_base(features, base), parts)
+
+
+class PlanarFlow(Flow):
+    """Planar flow: layers that bend the space along one direction each. Data are scored by a numerical inverse.
+
+    Args:
+        features: D.
+        layers: number of planar maps.
+        hidden: widths of the networks that read the context, where there is one.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if layers < 1.
+    Source: Rezende and Mohamed (2015), arXiv:1505.05770, section 4.1.
+    Example:
+        >>> flow = PlanarFlow(features=2)
+        >>> flow.log_prob(flow.sample(5)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int = 16,
+        hidden: Sequence[int] = (32,),
+        context: int = 0,
+        base: Tractable | None = None,
+    ) -> None:
+        _check_layers(layers)
+        super().__init__(_base(features, base), [Planar(features, context, hidden) for _ in range(layers)])
+
+
+def _base(features: int, base: Tractable | None) -> Tractable:
+    return StandardNormal(features) if base is None else base
+
+
+def _check_layers(layers: int) -> None:
+    if layers < 1:
+        raise ValueError(f"expected layers >= 1, got {layers}")
+
+
+def _couplings(
+    features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
+) -> list[Bijector]:
+    """The halves are moved in turn."""
+    _check_layers(layers)
+    return [Coupling(features, univariate(), context, hidden, flip=bool(i % 2)) for i in range(layers)]
+
+
+def _autoregressive(
+    features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
+) -> list[Bijector]:
+    """The order is reversed from layer to layer."""
+    _check_layers(layers)
+    natural = torch.arange(features)
+    orders = [natural if i % 2 == 0 else natural.flip(0) for i in range(layers)]
+    return [Autoregressive(features, univariate(), context, hidden, order) for order in orders]

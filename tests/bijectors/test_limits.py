@@ -1,0 +1,78 @@
+"""What ``bound`` bounds: log-scales at any raw numbers, and where splines end; and the factor of a squeeze."""
+
+import math
+
+import pytest
+import torch
+from cases import HIDDEN
+from torch.nn import functional as F
+
+from pyrodgm.bijectors import (
+    AffineCoupling,
+    LeakyReLU,
+    LinearSpline,
+    MixtureLogisticCDF,
+    QuadraticSpline,
+    RationalQuadraticSpline,
+    ScaleShift,
+    Squeeze,
+)
+from pyrodgm.bijectors.mixture_cdf import _STRAIGHT
+
+BOUND = 0.7
+
+
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
+def test_log_scales_end_at_the_bound(way, sign):
+    far, other = sign * 1e6, sign if way == "call_and_ladj" else -sign
+    x = numbers(-2.0)
+    for univariate, raw in ((ScaleShift(BOUND), numbers(far, 0.0)), (LeakyReLU(BOUND), numbers(far))):
+        y, ladj = getattr(univariate, way)(raw.unsqueeze(-1), x)
+        torch.testing.assert_close((y, ladj), (x * math.exp(other * BOUND), numbers(other * BOUND)))
+
+
+def test_an_affine_coupling_ends_at_its_bound():
+    layer = AffineCoupling(5, 0, HIDDEN, split=2, bound=BOUND).double()
+    with torch.no_grad():
+        layer.net[-1].bias[:3].fill_(1e6)  # of the three that it moves, the log-scales first
+    torch.testing.assert_close(layer(torch.randn(4, 5).double())[1], torch.full((4,), 3 * BOUND).double())
+
+
+def test_a_mixture_of_logistics_ends_at_its_bounds():
+    r"""One component at the origin: logit F(x) = x e^{-s}, so the map is linear, with the slope that s and a give."""
+    for scale, last in ((0.0, 1e6), (0.0, -1e6), (-1e6, 0.0), (1e6, 1e6)):
+        raw = numbers(0.0, 0.0, scale, last, 0.0).unsqueeze(-1)
+        s, a = (BOUND * math.tanh(value / BOUND) for value in (scale, last))
+        slope = ((1 - _STRAIGHT) * math.exp(-s) + _STRAIGHT) * math.exp(a)
+        y, ladj = MixtureLogisticCDF(1, BOUND).call_and_ladj(raw, numbers(0.3))
+        torch.testing.assert_close((y, ladj), (0.3 * numbers(slope), numbers(slope).log()))
+
+
+@pytest.mark.parametrize("kind", [RationalQuadraticSpline, QuadraticSpline, LinearSpline])
+def test_splines_end_at_their_bound(kind):
+    """Beyond it the identity, inside it not."""
+    spline = kind(4, BOUND)
+    raw = torch.randn(spline.size, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = numbers(-1.01, 1.01, 0.5, -0.5) * BOUND
+    y, ladj = spline.call_and_ladj(raw, x)
+    assert torch.equal(y[:2], x[:2])
+    assert bool((ladj[:2] == 0).all())
+    assert bool(((y - x)[2:].abs() > 1e-3).all())
+    assert bool((y[2:].abs() < BOUND).all())
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_squeeze_takes_blocks_of_its_factor(factor):
+    """Every new channel is a picture of the old ones at one place of the blocks."""
+    layer, x = Squeeze((2, 6, 12), factor), torch.randn(5, 2, 6, 12)
+    y, ladj = layer(x)
+    assert y.shape == (5, 2 * factor**2, 6 // factor, 12 // factor) == (5, *layer.forward_shape((2, 6, 12)))
+    assert torch.equal(layer.inv(y)[0], x)
+    assert torch.equal(ladj, torch.zeros(5))
+    channels = F.pixel_unshuffle(x, factor)
+    assert sorted(channels[0].flatten(1).tolist()) == sorted(y[0].flatten(1).tolist())
