@@ -14,7 +14,7 @@ from pyrodgm.objectives import Adversarial
 from pyrodgm.tractable import MADE, RealNVP
 
 torch.manual_seed(0)
-digits, moons = load("digits_binary"), load("pinwheel")
+digits, pinwheel = load("digits_binary"), load("pinwheel")
 models = {
     "MADE (tractable)": (MADE(64, [300]), {"epochs": 60, "lr": 2e-3}),
     "VAE (latent)": (VAE(RealNVP(6, 4), MADE(64, [200], context=6), RealNVP(6, 4, context=64)), {"epochs": 80}),
@@ -22,11 +22,14 @@ models = {
 }
 for model, options in models.values():
     pyrodgm.fit(model, digits.train, validate=digits.valid, batch_size=64, **options)
+    model.cpu()  # it stays where it was trained, the data do not
 gan = GAN.mlp(64, 32, [128], output=torch.nn.Sigmoid())
 pyrodgm.fit(gan, digits.train, Adversarial.mlp(gan, hidden=[128]), validate=digits.valid, epochs=200)
+gan.cpu()
 models["GAN (implicit)"] = gan, {}
 flow = RealNVP(2, layers=10, hidden=[128, 128])
-pyrodgm.fit(flow, moons.train, validate=moons.valid, epochs=40, batch_size=256)
+pyrodgm.fit(flow, pinwheel.train, validate=pinwheel.valid, epochs=40, batch_size=256)
+flow.cpu()
 
 figure = Figure(figsize=(11, 2.6), layout="constrained")
 panels = figure.subplots(1, 6)

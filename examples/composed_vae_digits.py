@@ -7,7 +7,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import MADE, RealNVP

@@ -6,7 +6,7 @@ import torch
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.energy import RBM, DeepBeliefNetwork, Recognition
 from pyrodgm.engine import fit_stack
 from pyrodgm.evaluation import log_likelihood

@@ -6,7 +6,7 @@ import torch
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import scatter
+from pyrodgm.diagnostics import scatter
 from pyrodgm.evaluation import energy_distance
 from pyrodgm.implicit import GAN
 from pyrodgm.objectives import Adversarial
@@ -18,9 +18,9 @@ arguments = parser.parse_args()
 
 # Data, generator, and the game with its critic.
 ring = load("eight_gaussians")
+torch.manual_seed(0)
 gan = GAN.mlp(features=2, latent=8, hidden=[128, 128])
 game = Adversarial.mlp(gan, hidden=[128, 128])
-torch.manual_seed(0)
 before = energy_distance(ring.test, gan.sample(len(ring.test)))
 pyrodgm.fit(
     gan, ring.train, game, epochs=1 if arguments.smoke else 60, batch_size=256, lr=5e-4, progress=not arguments.smoke

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import density_2d
+from pyrodgm.diagnostics import density_2d
 from pyrodgm.energy import NeuralEnergy
 from pyrodgm.evaluation import energy_distance
 from pyrodgm.kernels import MALA

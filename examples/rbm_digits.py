@@ -2,9 +2,11 @@
 
 import argparse
 
+import torch
+
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.energy import RBM
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.objectives import ContrastiveDivergence
@@ -16,6 +18,7 @@ arguments = parser.parse_args()
 
 # Data, model, and training by persistent contrastive divergence.
 digits = load("digits_binary")
+torch.manual_seed(0)
 rbm = RBM(visible=64, hidden=12)
 rbm.set_visible_bias(digits.train)
 pyrodgm.fit(

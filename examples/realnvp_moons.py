@@ -7,7 +7,7 @@ from sklearn.neighbors import KernelDensity
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import density_2d
+from pyrodgm.diagnostics import density_2d
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.tractable import RealNVP
 
@@ -25,6 +25,7 @@ best = max(estimates, key=lambda estimate: estimate.score(moons.valid.numpy()))
 reference = best.score(moons.test.numpy()) / len(moons.test)
 
 # Model and training.
+torch.manual_seed(0)
 model = RealNVP(features=2, layers=8, hidden=[64, 64])
 pyrodgm.fit(
     model,

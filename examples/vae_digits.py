@@ -3,11 +3,12 @@
 import argparse
 
 import pyro.distributions as dist
+import torch
 from sklearn.decomposition import PCA
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import Parametric, StandardNormal
@@ -26,6 +27,7 @@ noise = float(ppca.noise_variance_) ** 0.5
 reference = ppca.score(digits.test.numpy())
 
 # The same model as a VAE: linear decoder, fixed noise, linear amortized guide.
+torch.manual_seed(0)
 linear = VAE(
     prior=StandardNormal(8),
     likelihood=Parametric(dist.Normal, 64, context=8, fixed={"scale": noise}),

@@ -8,7 +8,7 @@ from torch.distributions import constraints
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import Parametric, StandardNormal, VampPrior

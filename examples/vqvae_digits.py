@@ -6,7 +6,7 @@ import torch
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics.plots import image_grid
+from pyrodgm.diagnostics import image_grid
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE, VQVAE
 from pyrodgm.objectives import VectorQuantization
