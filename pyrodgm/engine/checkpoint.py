@@ -15,7 +15,7 @@ from pyrodgm.files import PREFIX, write_atomically
 __all__ = ["CheckpointError", "fingerprint", "load_latest", "save"]
 
 _FORMAT = "pyrodgm-checkpoint"
-_VERSION = 2
+_VERSION = 3
 _KEPT = 2  # the newest and, in case that one is damaged, the one before
 
 

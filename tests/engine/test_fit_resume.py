@@ -69,7 +69,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     [
         ({"weights": torch.zeros(2)}, "not written by pyrodgm.fit"),
         ({"format": "pyrodgm-checkpoint", "version": 99}, "version 99"),
-        ({"format": "pyrodgm-checkpoint", "version": 2, "fingerprint": "x"}, "another run"),
+        ({"format": "pyrodgm-checkpoint", "version": 3, "fingerprint": "x"}, "another run"),
         (b"", "damaged"),
     ],
 )

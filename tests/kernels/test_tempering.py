@@ -100,18 +100,24 @@ def test_modes_get_their_weights_where_plain_hmc_stays() -> None:
     assert (ladder.diff() < 0).all()
 
 
+def warmed(kernel: ParallelTempering, x: torch.Tensor, steps: int, noise: torch.Generator) -> ParallelTempering:
+    """The kernel after so many steps of warm-up on a standard normal."""
+    state = kernel.init(lambda x: x.square().sum(-1) / 2, x)
+    tuner = kernel.tuner(state, steps, noise)
+    for _ in range(steps):
+        before = state
+        state, info = tuner.kernel.step(state, noise)
+        tuner.update(before, state, info)
+    return tuner.kernel
+
+
 def test_the_ladder_evens_out() -> None:
     """On exponential energies (rate 1 a dimension) every ratio of temperatures rejects alike: a geometric ladder."""
     uneven = torch.tensor([1.0, 0.95, 0.9, 0.1], dtype=D)
     kernel = ParallelTempering(HMC(1.0, 0.5), betas=uneven)
     noise = generator(6)
-    state = kernel.init(lambda x: x.square().sum(-1) / 2, torch.randn(400, 2, dtype=D, generator=noise))
-    tuner = kernel.tuner(state, 260, noise)
-    for _ in range(260):
-        before = state
-        state, info = tuner.kernel.step(state, noise)
-        tuner.update(before, state, info)
-    ratios = (tuner.kernel.betas[1:] / tuner.kernel.betas[:-1]).log()
+    betas = warmed(kernel, torch.randn(400, 2, dtype=D, generator=noise), 260, noise).betas
+    ratios = (betas[1:] / betas[:-1]).log()
     # Monte Carlo error of a rejection rate of 0.3 over 400 chains and 64 tries is below a hundredth
     torch.testing.assert_close(ratios, torch.full_like(ratios, math.log(0.1) / 3), rtol=0.1, atol=0)
 
@@ -120,13 +126,8 @@ def test_a_ladder_of_ones_own_stays_if_it_is_told_to() -> None:
     uneven = torch.tensor([1.0, 0.95, 0.9, 0.1], dtype=D)
     for adapt in (True, False):
         kernel, noise = ParallelTempering(HMC(1.0, 0.5), betas=uneven, adapt=adapt), generator(6)
-        state = kernel.init(lambda x: x.square().sum(-1) / 2, torch.randn(50, 2, dtype=D, generator=noise))
-        tuner = kernel.tuner(state, 20, noise)
-        for _ in range(20):
-            before = state
-            state, info = tuner.kernel.step(state, noise)
-            tuner.update(before, state, info)
-        assert torch.equal(tuner.kernel.betas, uneven) is not adapt
+        betas = warmed(kernel, torch.randn(50, 2, dtype=D, generator=noise), 20, noise).betas
+        assert torch.equal(betas, uneven) is not adapt
 
 
 def test_even_ladder_by_hand() -> None:
