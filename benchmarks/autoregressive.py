@@ -22,7 +22,7 @@ __all__ = ["autoregressive"]
 
 def _recipe(features: int, layers: int, hidden: Sequence[int], bins: int, inverse: bool) -> MAF | IAF:
     univariate: Callable[[], Any] = partial(RationalQuadraticSpline, bins, BOUND) if bins else ScaleShift
-    return (IAF if inverse else MAF)(features, layers, hidden, univariate=univariate)
+    return (IAF if inverse else MAF)(features, layers, hidden=hidden, univariate=univariate)
 
 
 def pyrodgms(

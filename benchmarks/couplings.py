@@ -19,7 +19,7 @@ __all__ = ["couplings"]
 
 
 def _recipe(features: int, layers: int, hidden: Sequence[int], bins: int) -> NSF | RealNVP:
-    return NSF(features, layers, hidden, bins=bins) if bins else RealNVP(features, layers, hidden)
+    return NSF(features, layers, hidden=hidden, bins=bins) if bins else RealNVP(features, layers, hidden=hidden)
 
 
 def pyrodgms(

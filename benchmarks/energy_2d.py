@@ -95,7 +95,7 @@ def main() -> int:
         torch.manual_seed(args.seed)
         x, log_p = draw(target, ROWS), target(nodes)
         gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
-        flow = NSF(2, 4, [64, 64])
+        flow = NSF(2, 4, hidden=[64, 64])
         settings = {"steps": args.steps, "batch_size": 256, "seed": args.seed, "progress": False, "lr_schedule": cosine}
         pyrodgm.fit(flow, x, lr=2e-3, **settings)
         print(f"{target.__name__}: KL of the Gaussian {divergence(log_p, gaussian.log_prob(nodes)):.4f}", end=", ")

@@ -84,7 +84,7 @@ CASES: dict[str, Case] = {
         for d in (2, 21, 43, 63)
     },
     "Glow vectors D=63, 8 steps 256x2": (glow_vectors, ("train", "log_prob", "sample"), None),
-    "Glow image 3x32x32, 2 levels x 4 steps": (glow_image, ("train", "log_prob", "sample"), None),
+    "Glow image 3x32x32, 2 scales x 4 steps": (glow_image, ("train", "log_prob", "sample"), None),
     "planar D=43, 16 layers": (partial(planars, 43, 16), ("vi",), partial(flowjax, "planar", 43, 16)),
 }
 

@@ -18,7 +18,7 @@ from pyrodgm.tractable import Glow
 
 __all__ = ["glow_image", "glow_vectors"]
 
-_STEPS, _LEVELS, _CHANNELS = 4, 2, (64, 64)
+_STEPS, _SCALES, _CHANNELS = 4, 2, (64, 64)
 Shape = tuple[int, int, int]
 
 
@@ -45,7 +45,7 @@ def _conv_floor(model: nn.Module, x: Tensor, n: int) -> Contender:
 
 
 def image_pyrodgm(shape: Shape, n: int) -> tuple[Contender, Glow]:
-    model = Glow(shape, _STEPS, _LEVELS, _CHANNELS, logit=None, split_prior=False)
+    model = Glow(shape, _STEPS, scales=_SCALES, hidden=_CHANNELS, alpha=None, split_prior=False)
     return Contender("pyrodgm", list(model.parameters()), model.log_prob, lambda: model.sample(n)), model
 
 
@@ -54,9 +54,9 @@ def image_nflows(shape: Shape, n: int) -> Contender:
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
 
-    multi = T.MultiscaleCompositeTransform(_LEVELS)
+    multi = T.MultiscaleCompositeTransform(_SCALES)
     channels, height, width = shape
-    for _ in range(_LEVELS):
+    for _ in range(_SCALES):
         channels, height, width = channels * 4, height // 2, width // 2
         parts: list[nn.Module] = [T.SqueezeTransform()]
         for _ in range(_STEPS):
@@ -87,9 +87,9 @@ def image_normflows(shape: Shape, n: int) -> Contender:
 
     channels, height, width = shape
     bases, merges, flows = [], [], []
-    for level in range(_LEVELS):  # its own order: the coarsest level first
-        factor = 2 ** (_LEVELS - level)
-        here = channels * 2 ** (_LEVELS + 1 - level)
+    for level in range(_SCALES):  # its own order: the coarsest level first
+        factor = 2 ** (_SCALES - level)
+        here = channels * 2 ** (_SCALES + 1 - level)
         blocks = [nf.flows.GlowBlock(here, _CHANNELS[0], scale_map="exp") for _ in range(_STEPS)]
         flows.append([*blocks, nf.flows.Squeeze()])
         if level > 0:
@@ -109,7 +109,7 @@ def glow_image(batch: int = 64, n: int = 64, device: str = "cpu") -> tuple[list[
 
 
 def vector_pyrodgm(features: int, steps: int, hidden: Sequence[int], n: int) -> Contender:
-    model = Glow(features, steps, 1, hidden)
+    model = Glow(features, steps, scales=1, hidden=hidden)
     return Contender("pyrodgm", list(model.parameters()), model.log_prob, lambda: model.sample(n))
 
 
@@ -144,6 +144,6 @@ def glow_vectors(batch: int = 512, n: int = 1000, device: str = "cpu") -> tuple[
     features, steps, hidden = 63, 8, (256, 256)
     makers = (vector_pyrodgm, vector_nflows, vector_normflows)
     contenders = [make(features, steps, hidden, n) for make in makers]
-    model = Glow(features, steps, 1, hidden)
+    model = Glow(features, steps, scales=1, hidden=hidden)
     nets = [linears(m.net) for m in model.modules() if getattr(m, "net", None) is not None]
     return [floor(nets, batch, n, device), *contenders], torch.randn(batch, features, device=device)

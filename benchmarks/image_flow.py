@@ -29,10 +29,10 @@ PAPERS = {"RealNVP": 1.06, "Glow": 1.05, "Flow++": None}
 def build(name: str, channels: int, steps: int) -> Tractable:
     """The density of pixels in [0, 1)."""
     if name == "Glow":
-        return Glow(SHAPE, steps, 2, [channels, channels])
+        return Glow(SHAPE, steps, scales=2, hidden=[channels, channels])
     if name == "RealNVP":
-        return ImageRealNVP(SHAPE, 2, channels, steps)
-    return ImageFlowPlusPlus(SHAPE, 2, 2, channels, steps)
+        return ImageRealNVP(SHAPE, scales=2, channels=channels, blocks=steps)
+    return ImageFlowPlusPlus(SHAPE, 2, scales=2, channels=channels, blocks=steps)
 
 
 def read(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

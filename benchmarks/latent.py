@@ -167,6 +167,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training for each network")
     parser.add_argument("--steps", type=int, default=None, help="instead of --minutes")
     parser.add_argument("--schedule-steps", type=int, default=None, help="of the cosine, if it is to be cut short")
+    parser.add_argument(
+        "--warm-up", type=int, default=100, help="epochs in which the weight of VampPrior's KL rises to 1"
+    )
     parser.add_argument("--k", type=int, default=50, help="particles of the IWAE")
     parser.add_argument("--particles", type=int, default=5000, help="of the test likelihood")
     parser.add_argument("--few", type=int, default=100, help="particles that every test row has")

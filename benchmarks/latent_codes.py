@@ -42,7 +42,7 @@ def priors(options: argparse.Namespace) -> dict[str, Tractable]:
     k, positions = options.codes, options.positions
     return {
         "independent": Parametric(Codes, positions, sizes={"logits": k}),
-        "MADE": MADE(positions, [500], CategoricalConditional(k)),
+        "MADE": MADE(positions, [500], conditional=CategoricalConditional(k)),
     }
 
 

@@ -36,7 +36,7 @@ __all__ = ["TABLES", "Row", "Table", "learn", "packed_rows"]
 D, Z = 784, 50
 HIDDEN = [200, 200]
 VAMP_LATENT, VAMP_HIDDEN, PSEUDO_INPUTS = 40, 300, 500
-WARM_UP, PATIENCE = 100, 50  # epochs; as in Tomczak and Welling, whose patience begins after the warm-up
+PATIENCE = 50  # epochs; as in Tomczak and Welling, whose patience begins after the warm-up
 
 
 class Row(NamedTuple):
@@ -146,7 +146,7 @@ def _gaussian_guide(latent: int = Z) -> Parametric:
 
 def _flow_guide(layers: int = 8) -> Flow:
     """The Gaussian of the encoder, moved by couplings whose halves of z set each other's map."""
-    return Flow(_gaussian_guide(), [AffineCoupling(Z, 0, [100], flip=i % 2 == 1) for i in range(layers)])
+    return Flow(_gaussian_guide(), [AffineCoupling(Z, hidden=[100], flip=i % 2 == 1) for i in range(layers)])
 
 
 def iwae(options: argparse.Namespace) -> Table:
@@ -249,7 +249,7 @@ def _vamp_rows(train: Tensor, printed: tuple[float, float], options: argparse.Na
         return VAE(prior, likelihood, guide)
 
     def annealed(steps: int) -> Objective:
-        return ELBO(analytic_kl=False, beta=LinearAnnealing(WARM_UP * -(-len(train) // options.batch_size)))
+        return ELBO(analytic_kl=False, beta=LinearAnnealing(options.warm_up * -(-len(train) // options.batch_size)))
 
     return [
         Row("standard prior", lambda: build(False), annealed, printed[0]),
@@ -260,13 +260,13 @@ def _vamp_rows(train: Tensor, printed: tuple[float, float], options: argparse.Na
 def vamp_caltech(options: argparse.Namespace) -> Table:
     """Tomczak and Welling (2018), arXiv:1705.07120, table 1; as there, 1 is the silhouette and 0 the background."""
     train, valid, test = packed_rows(options.data_dir / "caltech101_silhouettes.npz", options, flip=True)
-    return Table(train, valid, test, _vamp_rows(train, (-123.43, -114.55), options), WARM_UP + PATIENCE)
+    return Table(train, valid, test, _vamp_rows(train, (-123.43, -114.55), options), options.warm_up + PATIENCE)
 
 
 def vamp_mnist(options: argparse.Namespace) -> Table:
     """The same table, fixed binarization."""
     train, valid, test = _fixed_mnist(options)
-    return Table(train, valid, test, _vamp_rows(train, (-88.56, -85.57), options), WARM_UP + PATIENCE)
+    return Table(train, valid, test, _vamp_rows(train, (-88.56, -85.57), options), options.warm_up + PATIENCE)
 
 
 TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {

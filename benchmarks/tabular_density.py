@@ -45,17 +45,17 @@ def made_mog(features: int, o: argparse.Namespace) -> MADE:
     """RNADE's form: every conditional a mixture of normals; each mean has a linear part, as ``direct`` gives it."""
     activation = (lambda: nn.Sequential(nn.ReLU(), nn.Dropout(o.dropout))) if o.dropout else nn.ReLU
     conditional = GaussianMixtureConditional(o.components)
-    return MADE(features, o.hidden, conditional, direct=o.direct, activation=activation)
+    return MADE(features, o.hidden, conditional=conditional, direct=o.direct, activation=activation)
 
 
 MODELS: dict[str, Callable[[int, argparse.Namespace], Tractable]] = {
     "MADE MoG": made_mog,
-    "MAF": lambda features, o: MAF(features, o.layers, o.hidden),
-    "MAF MoG": lambda features, o: MAF(features, o.layers, o.hidden, base=made_mog(features, o)),
-    "RealNVP": lambda features, o: RealNVP(features, 2 * o.layers, o.hidden),
-    "NSF": lambda features, o: NSF(features, 2 * o.layers, o.hidden, mix=True, bins=BINS, bound=5.0),
+    "MAF": lambda features, o: MAF(features, o.layers, hidden=o.hidden),
+    "MAF MoG": lambda features, o: MAF(features, o.layers, hidden=o.hidden, base=made_mog(features, o)),
+    "RealNVP": lambda features, o: RealNVP(features, 2 * o.layers, hidden=o.hidden),
+    "NSF": lambda features, o: NSF(features, 2 * o.layers, hidden=o.hidden, mix=True, bins=BINS, bound=5.0),
     "NSF autoregressive": lambda features, o: NSF(
-        features, o.layers, o.hidden, autoregressive=True, bins=BINS, bound=5.0
+        features, o.layers, hidden=o.hidden, autoregressive=True, bins=BINS, bound=5.0
     ),
 }
 

@@ -89,7 +89,7 @@ def build(name: str, row: Row, words: int, options: argparse.Namespace) -> Gener
     decoder = Recurrent(options.length, words, context=context, word_dropout=row.word_dropout, net=net)
     if not context:
         return decoder
-    reader = TokenEncoder(words, options.length, 2 * context, [options.hidden], options.embedding)
+    reader = TokenEncoder(options.length, words, 2 * context, [options.hidden], options.embedding)
     return VAE(StandardNormal(context), decoder, Parametric(dist.Normal, context, options.length, net=reader))
 
 

@@ -8,7 +8,6 @@ import pyrodgm
 from pyrodgm.data import load
 from pyrodgm.diagnostics import image_grid
 from pyrodgm.energy import RBM, DeepBoltzmannMachine
-from pyrodgm.engine import fit_stack
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.objectives import ContrastiveDivergence, MeanFieldContrastive
 
@@ -27,7 +26,7 @@ pyrodgm.fit(rbm, digits.train, ContrastiveDivergence(k=5, persistent=True), **op
 
 # Greedy layers with doubled weights, then mean field on the data and persistent chains, all weights together.
 stack = DeepBoltzmannMachine.stack(64, [14, 20])
-fit_stack(stack, digits.train, lambda: ContrastiveDivergence(k=1), **options)
+pyrodgm.fit_stack(stack, digits.train, lambda: ContrastiveDivergence(k=1), **options)
 dbm = DeepBoltzmannMachine.from_stack(stack)
 greedy = dbm.bound(digits.test, method="exact").mean()
 pyrodgm.fit(dbm, digits.train, MeanFieldContrastive(k=5), validate=digits.valid, **options)

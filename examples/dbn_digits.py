@@ -8,7 +8,6 @@ import pyrodgm
 from pyrodgm.data import load
 from pyrodgm.diagnostics import image_grid
 from pyrodgm.energy import RBM, DeepBeliefNetwork, Recognition
-from pyrodgm.engine import fit_stack
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.objectives import ContrastiveDivergence, UpDown
 
@@ -22,7 +21,7 @@ digits = load("digits_binary")
 torch.manual_seed(0)
 stack = [RBM(visible=64, hidden=16), RBM(visible=16, hidden=40)]
 options = {"epochs": 2 if arguments.smoke else 100, "device": "cpu", "progress": not arguments.smoke}
-fit_stack(stack, digits.train, lambda: ContrastiveDivergence(k=5), **options)
+pyrodgm.fit_stack(stack, digits.train, lambda: ContrastiveDivergence(k=5), **options)
 
 # The lower machine becomes a layer that draws downwards; up-down trains both directions together.
 dbn, recognition = DeepBeliefNetwork.from_stack(stack), Recognition.from_stack(stack)

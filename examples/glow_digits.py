@@ -1,6 +1,7 @@
 """Glow on 8x8 digits: bits/dim beside a Gaussian's, then walks through its latents: between digits, along a label."""
 
 import argparse
+import math
 
 import torch
 
@@ -30,7 +31,7 @@ z, logit_ladj = logit(y, 0.05)
 reference = bits_per_dim((gaussian.log_prob(z) + logit_ladj + noise_ladj).mean().item(), 64, levels=1)
 
 # Glow is a density of real pixels; Dequantized makes it one of whole numbers, with fresh noise at every step.
-flow = Glow((1, 8, 8), layers=4, levels=2, hidden=[64, 64])
+flow = Glow((1, 8, 8), layers=4, scales=2, hidden=[64, 64])
 model = Dequantized(flow, LEVELS)
 pyrodgm.fit(
     model,
@@ -46,7 +47,8 @@ pyrodgm.fit(
 value, error, kind = log_likelihood(model, test, particles=5 if arguments.smoke else 100)
 model.cpu()  # it stays where it was trained, the data do not
 bits = bits_per_dim(value, 64, levels=1)
-print(f"Glow, test: {bits:.3f} +- {error / 64 / 0.6931:.3f} bits/dim ({kind}); Gaussian, closed form: {reference:.3f}")
+spread = error / 64 / math.log(2)
+print(f"Glow, test: {bits:.3f} +- {spread:.3f} bits/dim ({kind}); Gaussian, closed form: {reference:.3f}")
 
 # From one digit to another on a great circle of the latents, and from threes towards eights and back.
 pixels = (test + 0.5) / LEVELS

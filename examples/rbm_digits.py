@@ -37,6 +37,8 @@ print(f"log Z: AIS {float(estimate):.3f} +- {float(error):.3f}, enumerated {floa
 value, error, kind = log_likelihood(rbm, digits.test)
 print(f"RBM, test: {value:.2f} +- {error:.2f} nats ({kind})")
 
-# A picture: data beside samples of the chains.
-samples = rbm.sample(60)
-image_grid({"real": digits.test[:60], "samples": samples}, digits.image_shape).savefig(arguments.picture, dpi=150)
+# A picture: data, samples of the chains, and what each hidden unit looks for.
+filters = rbm.weight.detach()
+low, high = filters.min(), filters.max()
+pictures = {"real": digits.test[:60], "samples": rbm.sample(60), "filters": (filters - low) / (high - low)}
+image_grid(pictures, digits.image_shape).savefig(arguments.picture, dpi=150)

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics import image_grid
+from pyrodgm.diagnostics import image_grid, reconstructions
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import Parametric, StandardNormal
@@ -54,5 +54,5 @@ for name, model in (("linear", linear), ("deep", deep)):
 # A picture: data, and the deep model's reconstructions of them.
 shown = digits.test[:60]
 deep.cpu()  # it stays where it was trained, the data do not
-means = deep.decode(deep.posterior(shown).mean).mean.detach()
-image_grid({"real": shown, "reconstructed": means}, digits.image_shape).savefig(arguments.picture, dpi=150)
+real, back = reconstructions(deep, shown).unbind(1)
+image_grid({"real": real, "reconstructed": back}, digits.image_shape).savefig(arguments.picture, dpi=150)

@@ -27,7 +27,7 @@ model = VQVAE.mlp(
     codes=32,
     size=8,
     hidden=[200],
-    code_prior=MADE(8, [200], CategoricalConditional(32)),
+    code_prior=MADE(8, [200], conditional=CategoricalConditional(32)),
 )
 
 # First stage: encoder, codebook and decoder. Second stage: the prior over the codes alone.

@@ -1,7 +1,7 @@
 """Deep generative models as Pyro programs: run, condition, compose and trust them."""
 
 from pyrodgm.core import EmptyGuide, Energy, GenerativeModel, Implicit, Latent, Tractable
-from pyrodgm.engine import CheckpointError, Fit, Posterior, fit, mcmc, smc
+from pyrodgm.engine import CheckpointError, Evidence, Fit, Posterior, fit, fit_stack, mcmc, smc
 
 __version__ = "0.1.0"
 
@@ -9,6 +9,7 @@ __all__ = [
     "CheckpointError",
     "EmptyGuide",
     "Energy",
+    "Evidence",
     "Fit",
     "GenerativeModel",
     "Implicit",
@@ -16,6 +17,7 @@ __all__ = [
     "Posterior",
     "Tractable",
     "fit",
+    "fit_stack",
     "mcmc",
     "smc",
 ]

@@ -22,7 +22,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast, overload
+from typing import Any, ClassVar, overload
 
 import pyro
 import torch
@@ -34,7 +34,6 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 
 from pyrodgm.draws import draw_from
-from pyrodgm.shapes import observed_part
 from pyrodgm.traces import check_guide_sites, sample_sites, site_log_prob
 
 __all__ = [
@@ -107,8 +106,8 @@ class EmptyGuide(nn.Module):
 class GenerativeModel(nn.Module):
     r"""p(x | context) as one Pyro program: call it to run it, condition it to score.
 
-    Subclasses set ``event_shape`` and ``context`` (the size C of the conditioning vector, 0 for
-    none), may set ``guide``, and write ``forward``.
+    Subclasses set ``event_shape`` (a number D is (D,)) and ``context`` (the size C of the conditioning
+    vector, 0 for none), may set ``guide``, and write ``forward``.
 
     Attributes:
         guide: module of the same signature that samples exactly the latent sites.
@@ -123,13 +122,14 @@ class GenerativeModel(nn.Module):
     event_shape: torch.Size
     context: int
 
-    def __init__(self, event_shape: tuple[int, ...], context: int = 0) -> None:
+    def __init__(self, event_shape: int | tuple[int, ...], context: int = 0) -> None:
         super().__init__()
-        if any(size < 1 for size in event_shape):
-            raise ValueError(f"expected an event shape of positive sizes, got {tuple(event_shape)}")
+        event = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        if any(size < 1 for size in event):
+            raise ValueError(f"expected an event shape of positive sizes, got {event}")
         if context < 0:
             raise ValueError(f"expected context >= 0 (the size of one context vector), got {context}")
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = torch.Size(event)
         self.context = context
         self.guide = EmptyGuide()
 
@@ -153,19 +153,28 @@ class GenerativeModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the parameters."""
-        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.get_default_dtype())
+        found = self._first(torch.is_floating_point)
+        return torch.get_default_dtype() if found is None else found.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
-        return next((t.device for t in self._tensors()), torch.device("cpu"))
+        found = self._first(lambda tensor: True)
+        return torch.device("cpu") if found is None else found.device
 
-    def _tensors(self) -> Iterator[Tensor]:
-        """Parameters and buffers as they come; ``parameters()`` would build every name first."""
-        for module in self.modules():
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    yield tensor
+    def _first(self, wanted: Callable[[Tensor], bool]) -> Tensor | None:
+        """The first such parameter, or else buffer, which may be of another type; quicker than ``parameters()``."""
+        for kind in ("_parameters", "_buffers"):
+            left: list[nn.Module | None] = [self]
+            while left:
+                module = left.pop()
+                if module is None:
+                    continue
+                for tensor in getattr(module, kind).values():
+                    if tensor is not None and wanted(tensor):
+                        return tensor
+                left.extend(reversed(module._modules.values()))
+        return None
 
     @overload
     def check(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
@@ -180,7 +189,7 @@ class GenerativeModel(nn.Module):
         Raises: ValueError for a wrong shape; TypeError for another floating type.
         """
         if x is not None:
-            x = self._check_x(x)
+            x = self.check_x(x)
         if self.context and context is None:
             raise ValueError(f"expected context of shape (*, {self.context}), got none; pass context=")
         if context is not None:
@@ -197,7 +206,8 @@ class GenerativeModel(nn.Module):
                 )
         return x, context
 
-    def _check_x(self, x: Tensor) -> Tensor:
+    def check_x(self, x: Tensor) -> Tensor:
+        """x of :meth:`check`, without a context."""
         x = self._as_float(x, "x")
         event = self.event_shape
         if x.shape[x.dim() - len(event) :] != event or x.dim() < len(event):
@@ -307,7 +317,7 @@ class Tractable(GenerativeModel):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(x | context) in nats, (*B, *event), (*B, C) -> (*B)."""
-        return self.condition(context).log_prob(self._check_x(x))
+        return self.condition(context).log_prob(self.check_x(x))
 
     def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         x, context = self.check(x, context)
@@ -415,12 +425,19 @@ class Latent(GenerativeModel):
     def posterior(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
         """The guide's q(z | x, context) as a distribution, batch shape (B,).
 
-        Raises: TypeError if the guide is a program without one distribution of its own.
+        Raises: TypeError if the guide is a program of several sites, which has no one distribution of its own.
         """
-        condition = getattr(self.guide, "condition", None)
-        if condition is None:
-            raise TypeError(f"expected a guide with condition(x, context), got {type(self.guide).__name__}; trace it")
-        return condition(*self.check(x, context))
+        condition, given = getattr(self.guide, "condition", None), self.check(x, context)
+        if condition is not None:
+            return condition(*given)
+        with poutine.block():
+            sites = sample_sites(poutine.trace(self.guide).get_trace(*given))
+        if len(sites) != 1:
+            raise TypeError(
+                f"expected a guide with condition(x, context) or of one site, got {type(self.guide).__name__} of "
+                f"{sorted(sites)}; trace it"
+            )
+        return next(iter(sites.values()))["fn"]
 
     def reconstruct(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x drawn again from z ~ q(z | x): (B, *event) -> (B, *event), in eval mode."""
@@ -447,37 +464,9 @@ class Latent(GenerativeModel):
             if what is observed is not finite, or for steps < 0.
         Source: Mattei and Frellsen (2018), arXiv:1802.04826, algorithm 2.
         """
-        from pyrodgm.distributions.factors import factors  # which is made of what stands in this file
+        from pyrodgm.latent.completion import draw_missing  # which is made of what stands in this file
 
-        x, context = self.check_rows(x, context)
-        if steps < 0:
-            raise ValueError(f"expected steps >= 0, got {steps}")
-        with evaluating(self), poutine.block():
-            drawn: Any = poutine.trace(self).get_trace(None, context, n=len(x)).nodes["x"]
-            factors(drawn["fn"])  # what is observed must not tell of what is missing but by way of z
-            observed = observed_part(x, mask)
-            filled = torch.where(observed, x, drawn["value"])
-            trace = poutine.trace(self.guide).get_trace(filled, context)
-            for _ in range(steps):
-                draw: Any = poutine.replay(self, trace=trace)(None, context, n=len(x))
-                filled = torch.where(observed, x, draw)
-                trace = self._metropolis(trace, filled, context)
-            return filled
-
-    def _metropolis(self, current: Any, x: Tensor, context: Tensor | None) -> Any:
-        """One independence-Metropolis move of the latents, row by row, with q(z | x) as the proposal."""
-        proposed = poutine.trace(self.guide).get_trace(x, context)
-        old = poutine.trace(poutine.replay(self.guide, trace=current)).get_trace(x, context)
-        weight = {
-            key: self.row_log_prob(poutine.trace(poutine.replay(self, trace=q)).get_trace(x, context))
-            - self.row_log_prob(q)
-            for key, q in (("old", old), ("new", proposed))
-        }
-        accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)
-        for name, site in sample_sites(proposed).items():
-            new, kept = site["value"], cast(Tensor, old.nodes[name]["value"])
-            site["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
-        return proposed
+        return draw_missing(self, x, mask, context, steps)
 
 
 class Energy(GenerativeModel):
@@ -561,12 +550,14 @@ class Implicit(GenerativeModel):
     Its program has the sites "z" and "x"; the site "x" has no density and says so when asked.
 
     Args:
+        event_shape: of one x; a number D is (D,).
         prior: distribution of z, a :class:`Tractable` of event shape (Z,).
+        context: size C of the conditioning vector, 0 for none.
     """
 
     family: ClassVar[str] = "implicit"
 
-    def __init__(self, event_shape: tuple[int, ...], prior: Tractable, context: int = 0) -> None:
+    def __init__(self, event_shape: int | tuple[int, ...], prior: Tractable, context: int = 0) -> None:
         super().__init__(event_shape, context)
         self.prior = prior
         self.guide = PriorGuide(prior)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PREFIX", "write_atomically", "write_text"]
+__all__ = ["remove_unfinished", "write_atomically", "write_text"]
 
-PREFIX = ".writing-"  # of a file that is not whole yet
+_PREFIX = ".writing-"  # of a file that is not whole yet
+_ABANDONED = 600.0  # seconds without a write after which such a file has no writer, on this machine or another
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -17,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Whatever happens between, ``path`` is the old file or the whole new one.
     """
-    part = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+    part = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
     try:
         write(part)
         with part.open("rb") as file:
@@ -25,6 +27,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write into a folder, but not what another may be writing."""
+    for part in folder.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                part.unlink()
+        except FileNotFoundError:  # whole by now, or removed by another run
+            continue
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from pyrodgm.hints import did_you_mean
 
 __all__ = ["MEMBERS", "Member", "member"]
 
@@ -19,13 +20,12 @@ class Member:
     """One system.
 
     Attributes:
-        name: what the command line calls it.
         path: its class.
-        family: tractable, latent, energy or implicit.
         year: of the source.
         source: authors, and where to read it.
         line: what it is.
-        factory: what builds it from plain numbers; "" where it is composed of objects, in Python.
+        factory: what builds it from plain numbers: "class", or the name of a class method; "" where it is composed of
+            objects, in Python.
         data: the values it models: "binary", "real" (continuous), or "any".
         defaults: values for arguments of the factory that have no default of their own.
         objective: what makes its objective from plain numbers (and the model, where it asks for one).
@@ -33,9 +33,7 @@ class Member:
         prepare: method of the model that takes the training rows (N, *event) before the first step.
     """
 
-    name: str
     path: str
-    family: str
     year: int
     source: str
     line: str
@@ -43,8 +41,18 @@ class Member:
     data: str = "any"
     defaults: tuple[tuple[str, Any], ...] = ()
     objective: str = ""
-    prepare: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
+    prepare: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it: its class's name."""
+        return self.path.rsplit(".", 1)[-1]
+
+    @property
+    def family(self) -> str:
+        """Tractable, latent, energy or implicit, in small letters: the folder of its class."""
+        return self.path.split(".")[1]
 
     def build(self) -> Callable[..., Any]:
         """The callable behind ``factory``.
@@ -53,8 +61,8 @@ class Member:
         """
         if not self.factory:
             raise ValueError(f"{self.name} is composed of objects: build {self.path} in Python and call pyrodgm.fit")
-        found: Callable[..., Any] = _resolve(self.factory)
-        return found
+        found: Callable[..., Any] = _resolve(self.path)
+        return found if self.factory == "class" else getattr(found, self.factory)
 
     def build_objective(self) -> Callable[..., Any] | None:
         """The callable behind ``objective``, or None."""
@@ -65,81 +73,81 @@ class Member:
 _PERSISTENT = (("k", 5), ("persistent", True))  # chains that last have no context, and given labels do not
 
 MEMBERS = (
-    Member("MADE", "pyrodgm.tractable.MADE", "tractable", 2015, "Germain et al., arXiv:1502.03509",
-           "masked autoencoder: one conditional a feature, all from one pass", "pyrodgm.tractable.MADE"),
-    Member("RealNVP", "pyrodgm.tractable.RealNVP", "tractable", 2017, "Dinh et al., arXiv:1605.08803",
-           "normalizing flow of affine couplings", "pyrodgm.tractable.RealNVP", "real"),
-    Member("MAF", "pyrodgm.tractable.MAF", "tractable", 2017, "Papamakarios et al., arXiv:1705.07057",
-           "masked autoregressive flow", "pyrodgm.tractable.MAF", "real"),
-    Member("IAF", "pyrodgm.tractable.IAF", "tractable", 2016, "Kingma et al., arXiv:1606.04934",
-           "inverse autoregressive flow: fast samples", "pyrodgm.tractable.IAF", "real"),
-    Member("NICE", "pyrodgm.tractable.NICE", "tractable", 2014, "Dinh et al., arXiv:1410.8516",
-           "additive couplings and a scale", "pyrodgm.tractable.NICE", "real"),
-    Member("NSF", "pyrodgm.tractable.NSF", "tractable", 2019, "Durkan et al., arXiv:1906.04032",
-           "rational-quadratic splines in couplings, or autoregressive", "pyrodgm.tractable.NSF", "real"),
-    Member("FlowPlusPlus", "pyrodgm.tractable.FlowPlusPlus", "tractable", 2019, "Ho et al., arXiv:1902.00275",
-           "couplings by mixtures of logistics", "pyrodgm.tractable.FlowPlusPlus", "real"),
-    Member("PlanarFlow", "pyrodgm.tractable.PlanarFlow", "tractable", 2015, "Rezende and Mohamed, arXiv:1505.05770",
-           "planar maps, with their inverses", "pyrodgm.tractable.PlanarFlow", "real"),
-    Member("FFJORD", "pyrodgm.tractable.FFJORD", "tractable", 2019, "Grathwohl et al., arXiv:1810.01367",
-           "continuous flow: any network as velocity", "pyrodgm.tractable.FFJORD", "real"),
-    Member("Glow", "pyrodgm.tractable.Glow", "tractable", 2018, "Kingma and Dhariwal, arXiv:1807.03039",
-           "actnorm, invertible linear map, affine coupling; vectors, and images at several levels",
-           "pyrodgm.tractable.Glow", "real"),
-    Member("ImageRealNVP", "pyrodgm.tractable.ImageRealNVP", "tractable", 2017, "Dinh et al., arXiv:1605.08803",
-           "RealNVP over images: checkerboards, channels, several scales"),
-    Member("ImageFlowPlusPlus", "pyrodgm.tractable.ImageFlowPlusPlus", "tractable", 2019,
-           "Ho et al., arXiv:1902.00275", "Flow++ over images: couplings by mixtures of logistics"),
-    Member("ImageFlow", "pyrodgm.tractable.ImageFlow", "tractable", 2017, "Dinh et al., arXiv:1605.08803",
-           "any bijector from images to latents, after the logit of pixels"),
-    Member("Recurrent", "pyrodgm.tractable.Recurrent", "tractable", 2010, "Mikolov et al., Interspeech",
-           "recurrent language model (LSTM or GRU); decoder of sentence VAEs, with word dropout"),
-    Member("Resampled", "pyrodgm.tractable.Resampled", "tractable", 2019, "Bauer and Mnih, arXiv:1810.11428",
-           "a normal with learned acceptance, base of flows", "pyrodgm.tractable.Resampled", "real"),
-    Member("Flow", "pyrodgm.tractable.Flow", "tractable", 2015, "Rezende and Mohamed, arXiv:1505.05770",
-           "any base density pushed through any bijectors"),
-    Member("Parametric", "pyrodgm.tractable.Parametric", "tractable", 1922, "maximum likelihood, Fisher",
-           "any univariate Pyro family over a vector, fitted or given by a network"),
-    Member("Mixture", "pyrodgm.tractable.Mixture", "tractable", 1977, "Dempster et al., JRSS B 39(1)",
-           "a mixture of any tractable members, with learned weights"),
-    Member("KDE", "pyrodgm.tractable.KDE", "tractable", 1986, "Silverman, Density Estimation",
-           "kernel density estimator: six kernels, bandwidths by rule, cross-validated or adaptive"),
-    Member("VampPrior", "pyrodgm.tractable.VampPrior", "tractable", 2018, "Tomczak and Welling, arXiv:1705.07120",
-           "the guide's posteriors at learned pseudo-inputs: a prior for a VAE"),
-    Member("VAE", "pyrodgm.latent.VAE", "latent", 2014, "Kingma and Welling, arXiv:1312.6114",
-           "variational autoencoder: decoder and amortized guide", "pyrodgm.latent.VAE.mlp",
+    Member("pyrodgm.tractable.MADE", year=2015, source="Germain et al., arXiv:1502.03509",
+           line="masked autoencoder: one conditional a feature, all from one pass", factory="class"),
+    Member("pyrodgm.tractable.RealNVP", year=2017, source="Dinh et al., arXiv:1605.08803",
+           line="normalizing flow of affine couplings", factory="class", data="real"),
+    Member("pyrodgm.tractable.MAF", year=2017, source="Papamakarios et al., arXiv:1705.07057",
+           line="masked autoregressive flow", factory="class", data="real"),
+    Member("pyrodgm.tractable.IAF", year=2016, source="Kingma et al., arXiv:1606.04934",
+           line="inverse autoregressive flow: fast samples", factory="class", data="real"),
+    Member("pyrodgm.tractable.NICE", year=2014, source="Dinh et al., arXiv:1410.8516",
+           line="additive couplings and a scale", factory="class", data="real"),
+    Member("pyrodgm.tractable.NSF", year=2019, source="Durkan et al., arXiv:1906.04032",
+           line="rational-quadratic splines in couplings, or autoregressive", factory="class", data="real"),
+    Member("pyrodgm.tractable.FlowPlusPlus", year=2019, source="Ho et al., arXiv:1902.00275",
+           line="couplings by mixtures of logistics", factory="class", data="real"),
+    Member("pyrodgm.tractable.PlanarFlow", year=2015, source="Rezende and Mohamed, arXiv:1505.05770",
+           line="planar maps, with their inverses", factory="class", data="real"),
+    Member("pyrodgm.tractable.FFJORD", year=2019, source="Grathwohl et al., arXiv:1810.01367",
+           line="continuous flow: any network as velocity", factory="class", data="real"),
+    Member("pyrodgm.tractable.Glow", year=2018, source="Kingma and Dhariwal, arXiv:1807.03039",
+           line="actnorm, invertible linear map, affine coupling; vectors, and images at several scales",
+           factory="class", data="real"),
+    Member("pyrodgm.tractable.ImageRealNVP", year=2017, source="Dinh et al., arXiv:1605.08803",
+           line="RealNVP over images: checkerboards, channels, several scales"),
+    Member("pyrodgm.tractable.ImageFlowPlusPlus", year=2019, source="Ho et al., arXiv:1902.00275",
+           line="Flow++ over images: couplings by mixtures of logistics"),
+    Member("pyrodgm.tractable.ImageFlow", year=2017, source="Dinh et al., arXiv:1605.08803",
+           line="any bijector from images to latents, after the logit of pixels"),
+    Member("pyrodgm.tractable.Recurrent", year=2010, source="Mikolov et al., Interspeech",
+           line="recurrent language model (LSTM or GRU); decoder of sentence VAEs, with word dropout"),
+    Member("pyrodgm.tractable.Resampled", year=2019, source="Bauer and Mnih, arXiv:1810.11428",
+           line="a normal with learned acceptance, base of flows", factory="class", data="real"),
+    Member("pyrodgm.tractable.Flow", year=2015, source="Rezende and Mohamed, arXiv:1505.05770",
+           line="any base density pushed through any bijectors"),
+    Member("pyrodgm.tractable.Parametric", year=1922, source="Fisher, maximum likelihood",
+           line="any univariate Pyro family over a vector, fitted or given by a network"),
+    Member("pyrodgm.tractable.Mixture", year=1977, source="Dempster et al., JRSS B 39(1)",
+           line="a mixture of any tractable members, with learned weights"),
+    Member("pyrodgm.tractable.KDE", year=1986, source="Silverman, Density Estimation",
+           line="kernel density estimator: six kernels, bandwidths by rule, cross-validated or adaptive"),
+    Member("pyrodgm.tractable.VampPrior", year=2018, source="Tomczak and Welling, arXiv:1705.07120",
+           line="the guide's posteriors at learned pseudo-inputs: a prior for a VAE"),
+    Member("pyrodgm.latent.VAE", year=2014, source="Kingma and Welling, arXiv:1312.6114",
+           line="variational autoencoder: decoder and amortized guide", factory="mlp",
            objective="pyrodgm.objectives.ELBO"),
-    Member("VQVAE", "pyrodgm.latent.VQVAE", "latent", 2017, "van den Oord et al., arXiv:1711.00937",
-           "vector-quantized VAE: discrete codes by a codebook", "pyrodgm.latent.VQVAE.mlp",
+    Member("pyrodgm.latent.VQVAE", year=2017, source="van den Oord et al., arXiv:1711.00937",
+           line="vector-quantized VAE: discrete codes by a codebook", factory="mlp",
            objective="pyrodgm.objectives.VectorQuantization", settings=(("prior", True),)),
-    Member("M2", "pyrodgm.latent.M2", "latent", 2014, "Kingma et al., arXiv:1406.5298",
-           "semi-supervised VAE: a class, known for some rows, and a style"),
-    Member("ProdLDA", "pyrodgm.latent.ProdLDA", "latent", 2017, "Srivastava and Sutton, arXiv:1703.01488",
-           "topic model: topics as experts, over bags of words"),
-    Member("NVDM", "pyrodgm.latent.NVDM", "latent", 2016, "Miao et al., arXiv:1511.06038",
-           "neural variational document model, over bags of words"),
-    Member("ETM", "pyrodgm.latent.ETM", "latent", 2020, "Dieng et al., arXiv:1907.04907",
-           "embedded topic model, over bags of words"),
-    Member("Dequantized", "pyrodgm.latent.Dequantized", "latent", 2019, "Ho et al., arXiv:1902.00275, section 3.1",
-           "whole numbers by a density: uniform or variational dequantization"),
-    Member("RBM", "pyrodgm.energy.RBM", "energy", 2002, "Hinton, Neural Computation 14(8)",
-           "restricted Boltzmann machine, block Gibbs and contrastive divergence", "pyrodgm.energy.RBM", "binary",
-           (("hidden", 200),), "pyrodgm.objectives.ContrastiveDivergence", "set_visible_bias", _PERSISTENT),
-    Member("DeepBeliefNetwork", "pyrodgm.energy.DeepBeliefNetwork", "energy", 2006,
-           "Hinton et al., Neural Computation 18(7)", "sigmoid layers under an RBM: greedy stack, then up-down"),
-    Member("DeepBoltzmannMachine", "pyrodgm.energy.DeepBoltzmannMachine", "energy", 2009,
-           "Salakhutdinov and Hinton, AISTATS", "binary layers linked with the next: greedy stack, then mean field"),
-    Member("BoltzmannMachine", "pyrodgm.energy.BoltzmannMachine", "energy", 1985, "Ackley et al., Cognitive Science 9",
-           "binary units with any links; exact where small, completes incomplete rows",
-           "pyrodgm.energy.BoltzmannMachine", "binary", objective="pyrodgm.objectives.ContrastiveDivergence",
-           settings=_PERSISTENT),
-    Member("NeuralEnergy", "pyrodgm.energy.NeuralEnergy", "energy", 2019, "Du and Mordatch, arXiv:1903.08689",
-           "any network as energy on a base density", "pyrodgm.energy.NeuralEnergy.mlp", "real",
+    Member("pyrodgm.latent.M2", year=2014, source="Kingma et al., arXiv:1406.5298",
+           line="semi-supervised VAE: a class, known for some rows, and a style"),
+    Member("pyrodgm.latent.ProdLDA", year=2017, source="Srivastava and Sutton, arXiv:1703.01488",
+           line="topic model: topics as experts, over bags of words"),
+    Member("pyrodgm.latent.NVDM", year=2016, source="Miao et al., arXiv:1511.06038",
+           line="neural variational document model, over bags of words"),
+    Member("pyrodgm.latent.ETM", year=2020, source="Dieng et al., arXiv:1907.04907",
+           line="embedded topic model, over bags of words"),
+    Member("pyrodgm.latent.Dequantized", year=2019, source="Ho et al., arXiv:1902.00275, section 3.1",
+           line="whole numbers by a density: uniform or variational dequantization"),
+    Member("pyrodgm.energy.RBM", year=2002, source="Hinton, Neural Computation 14(8)",
+           line="restricted Boltzmann machine, block Gibbs and contrastive divergence", factory="class", data="binary",
+           defaults=(("hidden", 200),), prepare="set_visible_bias",
+           objective="pyrodgm.objectives.ContrastiveDivergence", settings=_PERSISTENT),
+    Member("pyrodgm.energy.DeepBeliefNetwork", year=2006, source="Hinton et al., Neural Computation 18(7)",
+           line="sigmoid layers under an RBM: greedy stack, then up-down"),
+    Member("pyrodgm.energy.DeepBoltzmannMachine", year=2009, source="Salakhutdinov and Hinton, AISTATS",
+           line="binary layers linked with the next: greedy stack, then mean field"),
+    Member("pyrodgm.energy.BoltzmannMachine", year=1985, source="Ackley et al., Cognitive Science 9",
+           line="binary units with any links; exact where small, completes incomplete rows", factory="class",
+           data="binary", objective="pyrodgm.objectives.ContrastiveDivergence", settings=_PERSISTENT),
+    Member("pyrodgm.energy.NeuralEnergy", year=2019, source="Du and Mordatch, arXiv:1903.08689",
+           line="any network as energy on a base density", factory="mlp", data="real",
            objective="pyrodgm.objectives.ReplayDivergence"),
-    Member("JointEnergy", "pyrodgm.energy.JointEnergy", "energy", 2020, "Grathwohl et al., arXiv:1912.03263",
-           "JEM: a classifier as energy of rows and labels"),
-    Member("GAN", "pyrodgm.implicit.GAN", "implicit", 2014, "Goodfellow et al., arXiv:1406.2661",
-           "generator against a critic; samples only", "pyrodgm.implicit.GAN.mlp",
+    Member("pyrodgm.energy.JointEnergy", year=2020, source="Grathwohl et al., arXiv:1912.03263",
+           line="JEM: a classifier as energy of rows and labels"),
+    Member("pyrodgm.implicit.GAN", year=2014, source="Goodfellow et al., arXiv:1406.2661",
+           line="generator against a critic; samples only", factory="mlp",
            objective="pyrodgm.objectives.Adversarial.mlp"),
 )  # fmt: skip
 
@@ -155,8 +163,7 @@ def member(name: str) -> Member:
     by_name = {m.name.lower(): m for m in MEMBERS}
     if name.lower() in by_name:
         return by_name[name.lower()]
-    close = [by_name[c].name for c in difflib.get_close_matches(name.lower(), by_name, n=3)]
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = did_you_mean(name.lower(), {low: member.name for low, member in by_name.items()}, at_most=3)
     raise ValueError(f"unknown model {name!r}: {hint}expected one of {', '.join(m.name for m in MEMBERS)}")
 
 

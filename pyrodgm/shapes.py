@@ -1,11 +1,26 @@
-"""Shapes: context beside x, log-probabilities of a batch shape, masks."""
+"""Shapes: context beside x, log-probabilities of a batch shape, masks, supports."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-__all__ = ["expand_to", "join_context", "observed_part"]
+__all__ = ["base_constraint", "expand_to", "is_real", "join_context", "observed_part"]
+
+
+def base_constraint(support: Any) -> Any:
+    """A constraint without its declared event dimensions."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def is_real(support: Any) -> bool:
+    """Whether a support is all numbers, by its type: a copy of ``constraints.real`` is another object."""
+    return isinstance(base_constraint(support), type(constraints.real))
 
 
 def join_context(x: Tensor, context: Tensor | None, event_dim: int = 1) -> Tensor:

@@ -15,9 +15,13 @@ __all__ = [
     "check_guide_sites",
     "check_reparameterised",
     "is_deterministic",
+    "is_unnormalised",
     "latent_rows",
+    "mask_of",
     "plain",
     "refuse_auxiliary",
+    "refuse_masked",
+    "refuse_unnormalised",
     "sample_sites",
     "site_log_prob",
 ]
@@ -40,13 +44,58 @@ def is_deterministic(site: Any) -> bool:
     return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and isinstance(plain(site["fn"]), Delta))
 
 
+def is_unnormalised(site: Any) -> bool:
+    """Whether the density of a site lacks its normaliser, as an energy model's does."""
+    d = site["fn"]
+    while d is not None:
+        if getattr(d, "normalized", True) is False:
+            return True
+        d = getattr(d, "base_dist", None)
+    return False
+
+
 def latent_rows(trace: Any, rows: int) -> Tensor:
     """The latents of a trace whose sites lie in the data plate, one flat vector a row: (B, Z).
 
-    What a guide draws on the way to its sites (auxiliary sites) is left out.
+    What a guide draws on the way to its sites (auxiliary sites) is left out. The sites stand in the order of their
+    names, since a guide may draw them in another order than the program.
     """
-    sites = [s for s in sample_sites(trace).values() if not s["is_observed"] and not s["infer"].get("is_auxiliary")]
-    return torch.cat([site["value"].reshape(rows, -1) for site in sites], -1)
+    found = sorted(sample_sites(trace).items())
+    sites = [s for _, s in found if not s["is_observed"] and not s["infer"].get("is_auxiliary")]
+    # other plates lie to the left of the data's: their places go with the event, (T, B, *event) -> (B, T * event)
+    rows_first = [s["value"].movedim(s["value"].dim() - s["fn"].event_dim - 1, 0) for s in sites]
+    return torch.cat([value.reshape(rows, -1) for value in rows_first], -1)
+
+
+def mask_of(site: Any) -> Any:
+    """What of a site counts, by ``poutine.mask`` and by its distribution's own mask; None where nothing masks it.
+
+    Shapes: returns a bool, or a mask that broadcasts against the site's batch shape.
+    Raises: ValueError, under Pyro's validation, if a mask leaves out a part of an event.
+    """
+    mask, fn, event_dim = site["mask"], site["fn"], 0
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        if isinstance(fn, MaskedDistribution):
+            own = fn._mask if isinstance(fn._mask, bool) else _of_events(fn._mask, event_dim, site["name"])
+            mask = own if mask is None else mask & own
+        elif isinstance(fn, Independent):
+            event_dim += fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    return mask
+
+
+def _of_events(mask: Tensor, event_dim: int, name: str) -> Tensor:
+    """A mask whose last dimensions were declared an event, as a mask of the events."""
+    event_dim = min(event_dim, mask.dim())
+    if not event_dim:
+        return mask
+    parts = mask.flatten(mask.dim() - event_dim)
+    if is_validation_enabled() and not bool((parts.all(-1) == parts.any(-1)).all()):
+        raise ValueError(
+            f"expected a mask of whole events at {name!r}, got one that leaves out a part of some; mask before "
+            "to_event() only what is the same over the event, or sample the parts as sites of their own"
+        )
+    return parts.all(-1)
 
 
 def site_log_prob(site: Any) -> Tensor:
@@ -91,3 +140,24 @@ def refuse_auxiliary(guide_trace: Any, user: str) -> None:
             f"expected a guide with a density at each latent site for {user}, got the auxiliary sites {names}; use a "
             "guide without them, such as MeanField"
         )
+
+
+def refuse_masked(program_trace: Any, user: str) -> None:
+    """Raise TypeError, in the name of ``user``, where latent sites are masked: it compares draws of all rows."""
+    sites = sample_sites(program_trace).items()
+    names = [name for name, site in sites if not site["is_observed"] and mask_of(site) is not None]
+    if names:
+        raise TypeError(
+            f"expected latent sites without a mask for {user}, which compares the draws of all rows, got the masked "
+            f"{names}; use ELBO, or give it the rows that count"
+        )
+
+
+def refuse_unnormalised(program_trace: Any, what: str) -> None:
+    """Raise ValueError where data are scored by an energy: ``what`` asks for the log Z that it leaves out."""
+    for name, site in sample_sites(program_trace).items():
+        if site["is_observed"] and is_unnormalised(site):
+            raise ValueError(
+                f"expected data with a normalised density for {what}, got {name!r} known up to its log Z; score it by "
+                "the model's log_prob or log_partition, or take a tractable model"
+            )

@@ -276,7 +276,7 @@ def _made(context: int = 0, **options: Any) -> MADE:
 
 
 def _mixture(context: int = 0) -> MADE:
-    return MADE(2, HIDDEN, GaussianMixtureConditional(3), context, activation=nn.Tanh)
+    return MADE(2, HIDDEN, conditional=GaussianMixtureConditional(3), context=context, activation=nn.Tanh)
 
 
 def _resampled(context: int = 0) -> Resampled:
@@ -284,23 +284,29 @@ def _resampled(context: int = 0) -> Resampled:
 
 
 def _nsf(context: int = 0, autoregressive: bool = False) -> NSF:
-    return NSF(2, 2, HIDDEN, context, bins=4, autoregressive=autoregressive, mix=True)
+    return NSF(2, 2, hidden=HIDDEN, context=context, bins=4, autoregressive=autoregressive, mix=True)
 
 
 def _flow(context: int = 0) -> Flow:
     mix = Permutation(torch.tensor([2, 0, 1]))
-    return Flow(StandardNormal(3), [Affine(3), AffineCoupling(3, context, HIDDEN), mix, AdditiveCoupling(3, 0, HIDDEN)])
+    return Flow(
+        StandardNormal(3),
+        [Affine(3), AffineCoupling(3, context=context, hidden=HIDDEN), mix, AdditiveCoupling(3, hidden=HIDDEN)],
+    )
 
 
 def _inverse_flow(context: int = 0) -> Flow:
-    return Flow(Parametric(dist.Normal, 2, context), [Inverse(AffineCoupling(2, context, HIDDEN)), Inverse(Affine(2))])
+    return Flow(
+        Parametric(dist.Normal, 2, context),
+        [Inverse(AffineCoupling(2, context=context, hidden=HIDDEN)), Inverse(Affine(2))],
+    )
 
 
 def _flow_vae(context: int = 0) -> VAE:
     return VAE(
-        prior=RealNVP(2, 2, HIDDEN, context),
+        prior=RealNVP(2, 2, hidden=HIDDEN, context=context),
         likelihood=Parametric(dist.Normal, 3, 2 + context, HIDDEN),
-        guide=RealNVP(2, 2, HIDDEN, 3 + context),
+        guide=RealNVP(2, 2, hidden=HIDDEN, context=3 + context),
         context=context,
     )
 
@@ -316,7 +322,11 @@ def _made_vae(context: int = 0) -> VAE:
 
 def _mixed(context: int = 0) -> Mixture:
     gate = nn.Linear(context, 3) if context else None
-    members = [StandardNormal(2), Parametric(dist.Laplace, 2, context, HIDDEN), RealNVP(2, 2, HIDDEN, context)]
+    members = [
+        StandardNormal(2),
+        Parametric(dist.Laplace, 2, context, HIDDEN),
+        RealNVP(2, 2, hidden=HIDDEN, context=context),
+    ]
     return Mixture(members, gate)
 
 
@@ -363,7 +373,7 @@ def _recurrent(context: int = 0, end: int | None = 0, gru: bool = False) -> Recu
 
 def _sentence_vae(context: int = 0) -> VAE:
     """Without an end, so that every binary row is in its support."""
-    encoder = TokenEncoder(2, 4, 4, [6], 3, None, context)
+    encoder = TokenEncoder(4, 2, 4, [6], 3, None, context)
     guide = Parametric(dist.Normal, 2, 4 + context, net=encoder)
     return VAE(StandardNormal(2), _recurrent(2 + context, None), guide, context)
 
@@ -376,7 +386,7 @@ def _levels(family: str, context: int = 0) -> Parametric:
 
 
 def _vqvae(context: int = 0) -> VQVAE:
-    prior = MADE(2, HIDDEN, CategoricalConditional(4), context)
+    prior = MADE(2, HIDDEN, conditional=CategoricalConditional(4), context=context)
     return VQVAE.mlp(5, 2, 4, 1, HIDDEN, context, code_prior=prior)
 
 
@@ -418,24 +428,29 @@ def _twins() -> TwinRBM:
 
 
 def _ffjord(context: int = 0) -> FFJORD:
-    return FFJORD(3, 1, [6], context, solver=ODESolver("dopri8", rtol=1e-8, atol=1e-8))
+    return FFJORD(3, 1, hidden=[6], context=context, solver=ODESolver("dopri8", rtol=1e-8, atol=1e-8))
 
 
 def _image_flow(context: int = 0) -> ImageFlow:
-    return ImageFlow((2, 1, 2), Coupling((2, 1, 2), None, context, [4]), Parametric(dist.Normal, (2, 1, 2)), logit=None)
+    return ImageFlow(
+        (2, 1, 2),
+        Coupling((2, 1, 2), None, context=context, hidden=[4]),
+        base=Parametric(dist.Normal, (2, 1, 2)),
+        alpha=None,
+    )
 
 
 def _image_realnvp(context: int = 0) -> ImageRealNVP:
-    return ImageRealNVP((1, 2, 2), 1, 4, 1, context, logit=None, bound=0.5)
+    return ImageRealNVP((1, 2, 2), scales=1, channels=4, blocks=1, context=context, alpha=None, bound=0.5)
 
 
 def _image_flow_plus_plus(context: int = 0) -> ImageFlowPlusPlus:
-    return ImageFlowPlusPlus((1, 2, 2), 1, 1, 4, 1, context, logit=None)
+    return ImageFlowPlusPlus((1, 2, 2), 1, scales=1, channels=4, blocks=1, context=context, alpha=None)
 
 
 def _dequantized(context: int = 0, variational: bool = False) -> Dequantized:
     def flow(context: int) -> Flow:
-        return Flow(StandardNormal(2), [AffineCoupling(2, context, HIDDEN), Elementwise(2, Sigmoid())])
+        return Flow(StandardNormal(2), [AffineCoupling(2, context=context, hidden=HIDDEN), Elementwise(2, Sigmoid())])
 
     return Dequantized(flow(context), 2, flow(2 + context) if variational else None)
 
@@ -449,25 +464,42 @@ MODELS: dict[str, ModelCase] = {
     "MADE linear": ModelCase(lambda: _made(hidden=[]), lambda: _made(C, hidden=[]), binary=True),
     "MADE masks": ModelCase(lambda: _made(hidden=[12, 12], masks=3), lambda: _made(C, masks=3), binary=True),
     "MADE mixture": ModelCase(_mixture, lambda: _mixture(C)),
-    "RealNVP": ModelCase(lambda: RealNVP(2, 4, HIDDEN), lambda: RealNVP(2, 4, HIDDEN, C), reparameterised=True),
-    "MAF": ModelCase(lambda: MAF(2, 2, HIDDEN), lambda: MAF(2, 2, HIDDEN, C), reparameterised=True),
-    "IAF": ModelCase(lambda: IAF(2, 2, HIDDEN), lambda: IAF(2, 2, HIDDEN, C), reparameterised=True, sequential=True),
+    "RealNVP": ModelCase(
+        lambda: RealNVP(2, 4, hidden=HIDDEN), lambda: RealNVP(2, 4, hidden=HIDDEN, context=C), reparameterised=True
+    ),
+    "MAF": ModelCase(
+        lambda: MAF(2, 2, hidden=HIDDEN), lambda: MAF(2, 2, hidden=HIDDEN, context=C), reparameterised=True
+    ),
+    "IAF": ModelCase(
+        lambda: IAF(2, 2, hidden=HIDDEN),
+        lambda: IAF(2, 2, hidden=HIDDEN, context=C),
+        reparameterised=True,
+        sequential=True,
+    ),
     "FFJORD": ModelCase(_ffjord, lambda: _ffjord(C), reparameterised=True, sequential=True),
-    "NICE": ModelCase(lambda: NICE(2, 4, HIDDEN), lambda: NICE(2, 4, HIDDEN, C), reparameterised=True),
+    "NICE": ModelCase(
+        lambda: NICE(2, 4, hidden=HIDDEN), lambda: NICE(2, 4, hidden=HIDDEN, context=C), reparameterised=True
+    ),
     "NSF": ModelCase(_nsf, lambda: _nsf(C), reparameterised=True),
     "NSF autoregressive": ModelCase(
         lambda: _nsf(autoregressive=True), lambda: _nsf(C, autoregressive=True), reparameterised=True
     ),
     "FlowPlusPlus": ModelCase(
-        lambda: FlowPlusPlus(2, 2, HIDDEN, components=3),
-        lambda: FlowPlusPlus(2, 2, HIDDEN, C, components=3),
+        lambda: FlowPlusPlus(2, 2, hidden=HIDDEN, components=3),
+        lambda: FlowPlusPlus(2, 2, hidden=HIDDEN, context=C, components=3),
         reparameterised=True,
     ),
-    "PlanarFlow": ModelCase(lambda: PlanarFlow(2, 4), lambda: PlanarFlow(2, 4, HIDDEN, C), reparameterised=True),
-    "Glow": ModelCase(lambda: Glow(2, 2, 1, HIDDEN), lambda: Glow(2, 2, 1, HIDDEN, C), reparameterised=True),
+    "PlanarFlow": ModelCase(
+        lambda: PlanarFlow(2, 4), lambda: PlanarFlow(2, 4, hidden=HIDDEN, context=C), reparameterised=True
+    ),
+    "Glow": ModelCase(
+        lambda: Glow(2, 2, scales=1, hidden=HIDDEN),
+        lambda: Glow(2, 2, scales=1, hidden=HIDDEN, context=C),
+        reparameterised=True,
+    ),
     "Glow image": ModelCase(
-        lambda: Glow((1, 2, 2), 1, 1, [3], logit=None),
-        lambda: Glow((1, 2, 2), 1, 1, [3], C, logit=None),
+        lambda: Glow((1, 2, 2), 1, scales=1, hidden=[3], alpha=None),
+        lambda: Glow((1, 2, 2), 1, scales=1, hidden=[3], context=C, alpha=None),
         reparameterised=True,
     ),
     "ImageFlow": ModelCase(_image_flow, lambda: _image_flow(C), reparameterised=True),
@@ -476,11 +508,15 @@ MODELS: dict[str, ModelCase] = {
     "Flow": ModelCase(_flow, lambda: _flow(C), reparameterised=True),
     "Flow inverse": ModelCase(_inverse_flow, lambda: _inverse_flow(C), reparameterised=True),
     "Resampled": ModelCase(_resampled, lambda: _resampled(C)),
-    "RealNVP of a resampled base": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=_resampled()), None),
+    "RealNVP of a resampled base": ModelCase(lambda: RealNVP(2, 2, hidden=HIDDEN, base=_resampled()), None),
     "MAF of a Student's t": ModelCase(
-        lambda: MAF(2, 2, HIDDEN, base=Parametric(dist.StudentT, 2, fixed={"df": 4.0})), None, reparameterised=True
+        lambda: MAF(2, 2, hidden=HIDDEN, base=Parametric(dist.StudentT, 2, fixed={"df": 4.0})),
+        None,
+        reparameterised=True,
     ),
-    "Flow of a flow": ModelCase(lambda: MAF(2, 1, HIDDEN, base=RealNVP(2, 2, HIDDEN)), None, reparameterised=True),
+    "Flow of a flow": ModelCase(
+        lambda: MAF(2, 1, hidden=HIDDEN, base=RealNVP(2, 2, hidden=HIDDEN)), None, reparameterised=True
+    ),
     "Parametric normal": ModelCase(
         lambda: Parametric(dist.Normal, 2), lambda: Parametric(dist.Normal, 2, C, HIDDEN), reparameterised=True
     ),
@@ -489,8 +525,8 @@ MODELS: dict[str, ModelCase] = {
     ),
     "StandardNormal": ModelCase(lambda: StandardNormal(2), None, reparameterised=True),
     "MADE categorical": ModelCase(
-        lambda: MADE(4, HIDDEN, CategoricalConditional(2)),
-        lambda: MADE(4, HIDDEN, CategoricalConditional(2), C),
+        lambda: MADE(4, HIDDEN, conditional=CategoricalConditional(2)),
+        lambda: MADE(4, HIDDEN, conditional=CategoricalConditional(2), context=C),
         binary=True,
     ),
     "Parametric logistic": ModelCase(lambda: _levels("logistic"), lambda: _levels("logistic", C), binary=True),
@@ -501,7 +537,7 @@ MODELS: dict[str, ModelCase] = {
     "Mixture binary": ModelCase(_binary_mixture, lambda: _binary_mixture(C), binary=True),
     "KDE": ModelCase(_kde, None, reparameterised=True),
     "KDE adaptive": ModelCase(lambda: _kde("exponential", adaptive=True), None, reparameterised=True),
-    "RealNVP of a KDE": ModelCase(lambda: RealNVP(2, 2, HIDDEN, base=_kde()), None, reparameterised=True),
+    "RealNVP of a KDE": ModelCase(lambda: RealNVP(2, 2, hidden=HIDDEN, base=_kde()), None, reparameterised=True),
     "VampPrior": ModelCase(_vamp, lambda: _vamp(C)),
     "VAE": ModelCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: VAE.mlp(5, 2, HIDDEN, C), binary=True),
     "VAE of flows": ModelCase(_flow_vae, lambda: _flow_vae(C)),
@@ -551,44 +587,58 @@ MODELS: dict[str, ModelCase] = {
 
 BIJECTORS: dict[str, BijectorCase] = {
     "AffineCoupling": BijectorCase(
-        lambda: AffineCoupling(4, 0, HIDDEN), lambda: AffineCoupling(4, C, HIDDEN), 4, triangular=True
+        lambda: AffineCoupling(4, hidden=HIDDEN),
+        lambda: AffineCoupling(4, context=C, hidden=HIDDEN),
+        4,
+        triangular=True,
     ),
     "AffineCoupling flipped": BijectorCase(
-        lambda: AffineCoupling(4, 0, HIDDEN, flip=True), lambda: AffineCoupling(4, C, HIDDEN, flip=True), 4
+        lambda: AffineCoupling(4, hidden=HIDDEN, flip=True),
+        lambda: AffineCoupling(4, context=C, hidden=HIDDEN, flip=True),
+        4,
     ),
     "AffineCoupling odd": BijectorCase(
-        lambda: AffineCoupling(5, 0, HIDDEN, split=1), lambda: AffineCoupling(5, C, HIDDEN, split=1), 5, triangular=True
+        lambda: AffineCoupling(5, hidden=HIDDEN, split=1),
+        lambda: AffineCoupling(5, context=C, hidden=HIDDEN, split=1),
+        5,
+        triangular=True,
     ),
     "AffineCoupling odd flipped": BijectorCase(
-        lambda: AffineCoupling(5, 0, HIDDEN, split=1, flip=True),
-        lambda: AffineCoupling(5, C, HIDDEN, split=1, flip=True),
+        lambda: AffineCoupling(5, hidden=HIDDEN, split=1, flip=True),
+        lambda: AffineCoupling(5, context=C, hidden=HIDDEN, split=1, flip=True),
         5,
     ),
     "AdditiveCoupling": BijectorCase(
-        lambda: AdditiveCoupling(4, 0, HIDDEN),
-        lambda: AdditiveCoupling(4, C, HIDDEN),
+        lambda: AdditiveCoupling(4, hidden=HIDDEN),
+        lambda: AdditiveCoupling(4, context=C, hidden=HIDDEN),
         4,
         triangular=True,
         volume_preserving=True,
     ),
     "AdditiveCoupling flipped": BijectorCase(
-        lambda: AdditiveCoupling(3, 0, HIDDEN, flip=True),
-        lambda: AdditiveCoupling(3, C, HIDDEN, flip=True),
+        lambda: AdditiveCoupling(3, hidden=HIDDEN, flip=True),
+        lambda: AdditiveCoupling(3, context=C, hidden=HIDDEN, flip=True),
         3,
         volume_preserving=True,
     ),
     "Permutation": BijectorCase(lambda: Permutation(torch.tensor([2, 0, 1])), None, 3, volume_preserving=True),
-    "Affine": BijectorCase(lambda: Affine(3), lambda: Affine(3, C, HIDDEN), 3, triangular=True),
-    "ActNorm": BijectorCase(lambda: ActNorm(3), lambda: ActNorm(3, C, HIDDEN), 3, triangular=True),
+    "Affine": BijectorCase(lambda: Affine(3), lambda: Affine(3, context=C, hidden=HIDDEN), 3, triangular=True),
+    "ActNorm": BijectorCase(lambda: ActNorm(3), lambda: ActNorm(3, context=C, hidden=HIDDEN), 3, triangular=True),
     "BatchNorm": BijectorCase(lambda: BatchNorm(3), lambda: BatchNorm(3, context=C, hidden=HIDDEN), 3, triangular=True),
     "Compose": BijectorCase(
-        lambda: Compose([AffineCoupling(4, 0, HIDDEN), Affine(4), AdditiveCoupling(4, 0, HIDDEN, flip=True)]),
-        lambda: Compose([AffineCoupling(4, C, HIDDEN), Affine(4), AdditiveCoupling(4, C, HIDDEN, flip=True)]),
+        lambda: Compose([AffineCoupling(4, hidden=HIDDEN), Affine(4), AdditiveCoupling(4, hidden=HIDDEN, flip=True)]),
+        lambda: Compose(
+            [
+                AffineCoupling(4, context=C, hidden=HIDDEN),
+                Affine(4),
+                AdditiveCoupling(4, context=C, hidden=HIDDEN, flip=True),
+            ]
+        ),
         4,
     ),
     "Inverse": BijectorCase(
-        lambda: Inverse(AffineCoupling(4, 0, HIDDEN, flip=True)),
-        lambda: Inverse(AffineCoupling(4, C, HIDDEN, flip=True)),
+        lambda: Inverse(AffineCoupling(4, hidden=HIDDEN, flip=True)),
+        lambda: Inverse(AffineCoupling(4, context=C, hidden=HIDDEN, flip=True)),
         4,
     ),
 }
@@ -598,7 +648,8 @@ def _autoregressive(univariate: Callable[[], Univariate] | None, **options: Any)
     """An autoregressive bijector of three features in the natural order."""
 
     def build(context: int = 0) -> Autoregressive:
-        return Autoregressive(3, None if univariate is None else univariate(), context, **{"hidden": HIDDEN, **options})
+        made = None if univariate is None else univariate()
+        return Autoregressive(3, made, context=context, **{"hidden": HIDDEN, **options})
 
     preserving = univariate is Shift
     return BijectorCase(build, lambda: build(C), 3, triangular="order" not in options, volume_preserving=preserving)
@@ -606,7 +657,7 @@ def _autoregressive(univariate: Callable[[], Univariate] | None, **options: Any)
 
 def _coupling(univariate: Callable[[], Univariate], flip: bool = False) -> BijectorCase:
     def build(context: int = 0) -> Coupling:
-        return Coupling(4, univariate(), context, HIDDEN, flip=flip)
+        return Coupling(4, univariate(), context=context, hidden=HIDDEN, flip=flip)
 
     return BijectorCase(build, lambda: build(C), 4, triangular=not flip)
 
@@ -616,6 +667,8 @@ BIJECTORS |= {
     "Coupling quadratic flipped": _coupling(QuadraticSpline, flip=True),
     "Coupling linear spline": _coupling(LinearSpline),
     "Coupling mixture CDF": _coupling(MixtureLogisticCDF),
+    "Coupling cubic": _coupling(CubicSpline),
+    "Coupling circular": _coupling(CircularSpline),
     "Autoregressive": _autoregressive(None),
     "Autoregressive deep": _autoregressive(None, hidden=[12, 8], order=torch.tensor([2, 0, 1])),
     "Autoregressive linear": _autoregressive(None, hidden=[]),
@@ -626,15 +679,18 @@ BIJECTORS |= {
     "Autoregressive linear spline": _autoregressive(LinearSpline),
     "Autoregressive mixture CDF": _autoregressive(MixtureLogisticCDF),
     "Autoregressive shift": _autoregressive(Shift),
-    "Planar": BijectorCase(lambda: Planar(3), lambda: Planar(3, C, HIDDEN), 3),
-    "Radial": BijectorCase(lambda: Radial(3), lambda: Radial(3, C, HIDDEN), 3),
+    "Planar": BijectorCase(lambda: Planar(3), lambda: Planar(3, context=C, hidden=HIDDEN), 3),
+    "Radial": BijectorCase(lambda: Radial(3), lambda: Radial(3, context=C, hidden=HIDDEN), 3),
     "LULinear": BijectorCase(
-        lambda: LULinear(4, torch.tensor([2, 0, 3, 1])),
-        lambda: LULinear(4, torch.tensor([2, 0, 3, 1]), context=C, hidden=HIDDEN),
+        lambda: LULinear(4, order=torch.tensor([2, 0, 3, 1])),
+        lambda: LULinear(4, order=torch.tensor([2, 0, 3, 1]), context=C, hidden=HIDDEN),
         4,
     ),
     "Householder": BijectorCase(
-        lambda: Householder(4), lambda: Householder(4, 3, C, HIDDEN), 4, volume_preserving=True
+        lambda: Householder(4),
+        lambda: Householder(4, reflections=3, context=C, hidden=HIDDEN),
+        4,
+        volume_preserving=True,
     ),
     "Fixed": BijectorCase(lambda: Fixed(AffineTransform(0.3, 1.7)), None, 3, triangular=True),
 }
@@ -642,12 +698,15 @@ BIJECTORS |= {
 BIJECTORS |= {
     "Elementwise": BijectorCase(
         lambda: Elementwise(3, RationalQuadraticSpline()),
-        lambda: Elementwise(3, RationalQuadraticSpline(), C, HIDDEN),
+        lambda: Elementwise(3, RationalQuadraticSpline(), context=C, hidden=HIDDEN),
         3,
         triangular=True,
     ),
     "Elementwise affine": BijectorCase(
-        lambda: Elementwise(3, ScaleShift()), lambda: Elementwise(3, ScaleShift(), C, HIDDEN), 3, triangular=True
+        lambda: Elementwise(3, ScaleShift()),
+        lambda: Elementwise(3, ScaleShift(), context=C, hidden=HIDDEN),
+        3,
+        triangular=True,
     ),
     "Elementwise leaky": BijectorCase(lambda: Elementwise(3, LeakyReLU()), None, 3, triangular=True),
 }
@@ -655,7 +714,10 @@ BIJECTORS |= {
 
 def _activation(univariate: Callable[[], Univariate]) -> BijectorCase:
     return BijectorCase(
-        lambda: Elementwise(3, univariate()), lambda: Elementwise(3, univariate(), C, HIDDEN), 3, triangular=True
+        lambda: Elementwise(3, univariate()),
+        lambda: Elementwise(3, univariate(), context=C, hidden=HIDDEN),
+        3,
+        triangular=True,
     )
 
 
@@ -690,24 +752,31 @@ _MASK = torch.tensor([True, False, True])
 
 
 def _multi_scale(context: int = 0) -> Compose:
-    """Two levels, from images to latents."""
+    """Two scales, from images to latents."""
 
     def squeezed(shape: tuple[int, int, int]) -> list[Bijector]:
-        return [ActNorm(shape), LULinear(shape, rotation=True), Coupling(shape, None, context, [6])]
+        return [ActNorm(shape), LULinear(shape, rotation=True), Coupling(shape, None, context=context, hidden=[6])]
 
-    return MultiScale((1, 4, 4), 2, squeezed, lambda shape: [MaskedCoupling(checkerboard(shape), None, context, [6])])
+    return MultiScale(
+        (1, 4, 4), 2, squeezed, lambda shape: [MaskedCoupling(checkerboard(shape), None, context=context, hidden=[6])]
+    )
 
 
 BIJECTORS |= {
     "Coupling image": BijectorCase(
-        lambda: Coupling(IMAGE, None, 0, [6]), lambda: Coupling(IMAGE, None, C, [6]), IMAGE, triangular=True
+        lambda: Coupling(IMAGE, None, hidden=[6]),
+        lambda: Coupling(IMAGE, None, context=C, hidden=[6]),
+        IMAGE,
+        triangular=True,
     ),
     "Coupling image odd flipped": BijectorCase(
-        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), 0, [6], flip=True),
-        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), C, [6], flip=True),
+        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), hidden=[6], flip=True),
+        lambda: Coupling((3, 2, 2), MixtureLogisticCDF(2), context=C, hidden=[6], flip=True),
         (3, 2, 2),
     ),
-    "ActNorm image": BijectorCase(lambda: ActNorm(IMAGE), lambda: ActNorm(IMAGE, C, [6]), IMAGE, triangular=True),
+    "ActNorm image": BijectorCase(
+        lambda: ActNorm(IMAGE), lambda: ActNorm(IMAGE, context=C, hidden=[6]), IMAGE, triangular=True
+    ),
     "BatchNorm image": BijectorCase(
         lambda: BatchNorm(IMAGE), lambda: BatchNorm(IMAGE, context=C, hidden=[6]), IMAGE, triangular=True
     ),
@@ -715,8 +784,8 @@ BIJECTORS |= {
         lambda: LULinear(4, rotation=True), lambda: LULinear(4, rotation=True, context=C, hidden=HIDDEN), 4
     ),
     "LULinear image": BijectorCase(
-        lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1])),
-        lambda: LULinear((3, 2, 2), torch.tensor([2, 0, 1]), context=C, hidden=[6]),
+        lambda: LULinear((3, 2, 2), order=torch.tensor([2, 0, 1])),
+        lambda: LULinear((3, 2, 2), order=torch.tensor([2, 0, 1]), context=C, hidden=[6]),
         (3, 2, 2),
     ),
     "Permutation image": BijectorCase(
@@ -724,16 +793,18 @@ BIJECTORS |= {
     ),
     "Squeeze": BijectorCase(lambda: Squeeze((2, 4, 2)), None, (2, 4, 2), volume_preserving=True, to=(8, 2, 1)),
     "MaskedCoupling": BijectorCase(
-        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), 0, HIDDEN),
-        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), C, HIDDEN),
+        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), hidden=HIDDEN),
+        lambda: MaskedCoupling(_MASK, RationalQuadraticSpline(4), context=C, hidden=HIDDEN),
         3,
     ),
     "MaskedCoupling image": BijectorCase(
-        lambda: MaskedCoupling(_BOARD, None, 0, [6]), lambda: MaskedCoupling(_BOARD, None, C, [6]), IMAGE
+        lambda: MaskedCoupling(_BOARD, None, hidden=[6]),
+        lambda: MaskedCoupling(_BOARD, None, context=C, hidden=[6]),
+        IMAGE,
     ),
     "Split": BijectorCase(
-        lambda: Split((3, 2, 2), Coupling(IMAGE, None, 0, [6])),
-        lambda: Split((3, 2, 2), Coupling(IMAGE, None, C, [6])),
+        lambda: Split((3, 2, 2), Coupling(IMAGE, None, hidden=[6])),
+        lambda: Split((3, 2, 2), Coupling(IMAGE, None, context=C, hidden=[6])),
         (3, 2, 2),
         triangular=True,
     ),
@@ -759,7 +830,9 @@ GUIDES: dict[str, GuideCase] = {
     "Amortized Gaussian": GuideCase(
         lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(Parametric(dist.Normal, 2, 5, HIDDEN))
     ),
-    "Amortized flow": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(RealNVP(2, 2, HIDDEN, 5))),
+    "Amortized flow": GuideCase(
+        lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(RealNVP(2, 2, hidden=HIDDEN, context=5))
+    ),
     "Corrupted": GuideCase(_autoencoder, lambda: _autoencoder().guide),
     "Local": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Local(VAE.mlp(5, 2, HIDDEN), torch.ones(4, 5))),
     "ClassAndStyle": GuideCase(_clusters, lambda: _clusters().guide),
@@ -819,7 +892,7 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
         lambda m: AdversarialVariationalBayes.mlp(m, HIDDEN), "VAE", ("critic", "model")
     ),
     "ReverseKL": ObjectiveCase(lambda m: ReverseKL(lambda x: -0.5 * x.square().sum(-1), particles=2), "RealNVP"),
-    "Distillation": ObjectiveCase(lambda m: Distillation(MAF(2, 2, HIDDEN)), "IAF"),
+    "Distillation": ObjectiveCase(lambda m: Distillation(MAF(2, 2, hidden=HIDDEN)), "IAF"),
     "PyroObjective": ObjectiveCase(lambda m: PyroObjective(Trace_ELBO()), "VAE"),
     "ImportanceWeighted": ObjectiveCase(lambda m: ImportanceWeighted(5), "VAE"),
     "ImportanceWeighted doubly": ObjectiveCase(lambda m: ImportanceWeighted(5, doubly=True), "VAE of flows"),

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyrodgm.cli import demo, main, output
-from pyrodgm.diagnostics import comparison
+from pyrodgm.cli import commands, demo, main, output
+from pyrodgm.diagnostics import comparison, report
 from pyrodgm.energy import RBM
 from pyrodgm.members import MEMBERS, Member
 from pyrodgm.objectives import ContrastiveDivergence, MaximumLikelihood, default_objective
@@ -60,6 +61,9 @@ def test_models_and_data(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_member_fits(member: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, kind = member.name, member.data  # type: ignore[attr-defined]
     data = "wine" if kind == "real" else "digits_binary"
+    if name == "BoltzmannMachine":  # all of whose units are linked: 64 take a quarter of a minute
+        data = str(tmp_path / "bits.npz")
+        np.savez(data, x=np.random.default_rng(0).integers(0, 2, (60, 4)))
     out = str(tmp_path / "run")
     assert main(["fit", name, data, "--out", out, "--hidden", "8", *QUICK]) == 0
     run = load_run(out)
@@ -356,10 +360,74 @@ def test_wrong_data_for_a_run(made: Path, moons: Path, tmp_path: Path, capsys: p
 def test_a_wrong_argument_leaves_an_old_run_alone(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (made / "model.pt").read_bytes()
     words = ["fit", "MADE", "digits_binary", "--out", str(made), "--overwrite"]
-    assert main([*words, "--epochs", "1", "--steps", "1"]) == 2
-    assert main([*words, "--device", "gpu"]) == 2
+    for wrong, told in (
+        (["--epochs", "1", "--steps", "1"], "epochs or steps"),
+        (["--device", "gpu"], "expected device"),
+        (["--precision", "bf16-true"], "round the log-densities"),
+        (["--devices", "3", "--device", "cpu"], "multiple of the 3 devices"),
+        (["--devices", "2", "--device", "cpu"], 'strategy="ddp_spawn"'),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert told in one_line(capsys)
+    words = ["fit", "RBM", *words[2:], "--precision", "bf16-mixed"]
+    assert main(words) == 2
+    assert "for RBM" in one_line(capsys)
     assert (made / "model.pt").read_bytes() == before
-    capsys.readouterr()
+
+
+def test_only_a_runs_own_files_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "MADE", "digits_binary", "--out", str(tmp_path), "--hidden", "8", *QUICK, "--overwrite"]
+    for foreign in ({"model": "bert", "layers": 12}, {"format": 1, "model": "bert"}, ["a", "list"]):
+        (tmp_path / "config.json").write_text(json.dumps(foreign))
+        assert main(words) == 2
+        assert "is not a run; choose another folder" in one_line(capsys)
+        assert main(["sample", str(tmp_path), "--out", str(tmp_path / "s.npy")]) == 2
+        assert "its config.json is of something else" in one_line(capsys)
+        assert json.loads((tmp_path / "config.json").read_text()) == foreign
+    (tmp_path / "config.json").unlink()
+    assert main(words) == 0
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "data").mkdir()
+    assert main([*words, "--lr", "0.1"]) == 0
+    assert read_config(tmp_path)["fit"]["lr"] == 0.1
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "data").is_dir()
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_a_run_in_another_precision_is_scored_as_it_is_loaded(precision: str, tmp_path: Path) -> None:
+    run = train("MADE", "digits_binary", tmp_path / "r", steps=2, progress=False, precision=precision)
+    assert run.model.dtype == torch.float32
+    assert evaluate(load_run(run.path)) == run.metrics["held_out"]
+
+
+def test_a_run_counts_as_finished_when_its_page_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["fit", "MADE", "digits_binary", "--out", str(tmp_path / "r"), "--hidden", "8", *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_page", lambda *args: 1 / 0)
+        assert main(words) == 1
+    assert not (tmp_path / "r" / "metrics.json").exists()
+    assert main(words) == 0
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_what_nobody_foresaw_is_one_line_too(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made, tmp_path / "cut")
+    model = tmp_path / "cut" / "model.pt"
+    model.write_bytes(model.read_bytes()[:200])
+    assert main(["evaluate", str(tmp_path / "cut")]) == 2
+    assert "model.pt is damaged" in one_line(capsys)
+    monkeypatch.setattr(commands, "data_sets", lambda: {}["x"])
+    assert main(["data"]) == 1
+    assert "KeyError: 'x'" in one_line(capsys)
+
+
+def test_links_of_a_comparison_are_quoted(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "50% #1?")
+    page = comparison.write_comparison([tmp_path / "50% #1?"], tmp_path / "page.html")
+    assert 'href="50%25%20%231%3F/report.html"' in page.read_text()
 
 
 def test_the_visible_biases_of_an_rbm_start_at_the_frequencies(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def python(code, *arguments, cwd=ROOT, timeout=300):
 
 def test_there_are_examples():
     assert len(EXAMPLES) >= 5
+    assert set(KNOWN) <= {path.stem for path in EXAMPLES}
 
 
 def close(value, error, exact):
@@ -162,16 +163,23 @@ def close(value, error, exact):
 KNOWN = {
     "boltzmann_machine_worked": ("# ± #; reverse AIS #", lambda z, error, _: close(z, error, 172.420)),
     "dbm_digits": ("log Z: AIS # +- #, enumerated #", close),
-    "guide_hierarchical_regression": (  # a mean of 16 terms, whose noise this allows
+    "eight_schools_guides": (  # a mean of 16 terms, whose noise this allows
         "bound # nats, log evidence by quadrature #;",
         lambda bound, evidence: bound < evidence + 0.5,
     ),
+    "eight_schools_mcmc": (": # +- #, quadrature #;", close),
+    "kde_eight_gaussians": ("nats: # here, # in scikit-learn", lambda ours, theirs: abs(ours - theirs) < 2e-4),
     "made_digits": (  # pixels that are always 0 count as rates of 0.001
         "train: # nats (closed form #)",
         lambda found, least: found > least - 64 * 0.008,
     ),
     "neural_energy_rings": ("log Z # by quadrature, # +- # by AIS", lambda z, ais, error: close(ais, error, z)),
     "rbm_digits": ("log Z: AIS # +- #, enumerated #", close),
+    "sentences_grammar": (  # nothing says the test sentences better than what has made them
+        "test: # +- # nats (exact); the grammar itself #",
+        lambda value, error, best: value < best + 2 * error,
+    ),
+    "smc_evidence": ("log evidence # +- # nats, exact #", close),
     "vae_digits": (  # the best linear model of the training rows, but for noise the best of the test rows
         "linear VAE, test: # +- # nats (bound); probabilistic PCA, exact: #",
         lambda bound, error, exact: bound < exact + 2 * error,

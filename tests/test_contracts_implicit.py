@@ -169,6 +169,7 @@ def test_critic_steps():
     objective = Adversarial(MLPCritic(2, 0, HIDDEN).double(), critic_steps=3)
     players = [player for player, _ in objective(model, rows(MODELS["GAN"], model, 4))]
     assert players == ["critic"] * 3 + ["generator"]
+    assert Adversarial.mlp(model, HIDDEN, critic_steps=3).critic_steps == 3
 
 
 def test_training_lowers_the_distance():
@@ -183,3 +184,9 @@ def test_the_objective_owns_the_critic():
     other.load_state_dict(copy.deepcopy(objective.state_dict()))
     x = rows(MODELS["GAN"], model, 4)
     assert torch.equal(other.critic(x), objective.critic(x))
+
+
+def test_the_size_of_an_event_may_be_a_number():
+    assert GAN(nn.Linear(3, 2), 2, StandardNormal(3)).sample(4).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"positive sizes, got \(0,\)"):
+        GAN(nn.Linear(3, 2), 0, StandardNormal(3))

@@ -483,7 +483,7 @@ def test_what_cannot_be_completed_is_refused():
     with pytest.raises(TypeError, match="'_reverse_locals'"):
         resample_missing(vae, x[:, :4], mask[:4])
     with pytest.raises(TypeError, match="independent dimensions"):
-        resample_missing(Dequantized(RealNVP(2, 2, HIDDEN), 4), x[:, :2].float(), mask[:2])
+        resample_missing(Dequantized(RealNVP(2, 2, hidden=HIDDEN), 4), x[:, :2].float(), mask[:2])
 
 
 @pytest.mark.parametrize("complete", [CHAIN, resample_missing, Dequantized.complete], ids=["chain", "SIR", "cells"])
@@ -543,7 +543,7 @@ def test_a_guide_of_other_sites_is_refused(objective):
 
 COMPOSED = {
     "flow prior and guide": lambda: VAE(
-        RealNVP(2, 2, HIDDEN), Parametric(dist.Bernoulli, 5, 2, HIDDEN), RealNVP(2, 2, HIDDEN, 5)
+        RealNVP(2, 2, hidden=HIDDEN), Parametric(dist.Bernoulli, 5, 2, HIDDEN), RealNVP(2, 2, hidden=HIDDEN, context=5)
     ),
     "MADE decoder": lambda: VAE(StandardNormal(2), MADE(5, HIDDEN, context=2), Parametric(dist.Normal, 2, 5, HIDDEN)),
     "MADE everywhere": lambda: VAE(MADE(3, HIDDEN), MADE(5, HIDDEN, context=3), MADE(3, HIDDEN, context=5)),

@@ -41,7 +41,7 @@ BINARY = {"MADE": lambda: MADE(12, [32]), "VAE": lambda: VAE.mlp(12, 3, [16]), "
 REAL = {
     "RealNVP": lambda: RealNVP(12),
     "FFJORD": lambda: FFJORD(12, hidden=[16]),
-    "MADE mixture": lambda: MADE(12, [32], GaussianMixtureConditional(3)),
+    "MADE mixture": lambda: MADE(12, [32], conditional=GaussianMixtureConditional(3)),
     "GAN": lambda: GAN.mlp(12, 4, [16]),
     "RBM Gaussian": lambda: RBM(12, 5, units=GaussianUnits(12)),
 }

@@ -140,7 +140,7 @@ MUTANTS = {
         linear._ConvolutionTransform, "_ladj", " * x.shape[-2:].numel()", "",
         bijector.check_ladj, ("LULinear image",)),
     "a convolution's inverse forgets the permutation": Mutant(
-        linear._ConvolutionTransform, "inverse_and_ladj", "eye[self.order.argsort()]", "eye",
+        linear._MatrixTransform, "inverse_weight", "eye[self.order.argsort()]", "eye",
         bijector.check_round_trip, ("LULinear image",)),
     "a masked coupling sees what it moves": Mutant(
         masked_coupling._MaskedTransform, "_raw", "torch.where(c.mask, x, 0.0)", "x",
@@ -174,7 +174,7 @@ MUTANTS = {
         "self._ladj(spread.detach(), y)",
         bijector.check_gradients_are_slopes, ("BatchNorm", False, "inverse_and_ladj")),
     "a sequential way that its context does not hear of": Mutant(
-        autoregressive_maps._Sequential, "backward", "else next(grads), None,", "else 0 * next(grads), None,",
+        autoregressive_maps._Sequential, "backward", "next(grads) if wants[1]", "0 * next(grads) if wants[1]",
         bijector.check_gradients_are_slopes, ("Autoregressive", True, "inverse_and_ladj")),
     "actnorm ignores its context": Mutant(
         normalization._Diagonal, "_numbers", "self.net(context)", "self.net(0 * context)",
@@ -311,7 +311,7 @@ MUTANTS = {
     "weights without the guide": Mutant(
         core.Latent, "weigh", "(log_p - log_q)", "log_p", latent.check_optimal_guide_has_constant_weights),
     "imputation accepts everything": Mutant(
-        core.Latent, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
+        completion, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
         latent.check_complete_of_a_linear_gaussian_model),
     "beta on the likelihood too": Mutant(
         ELBO, "loss", "(beta * term if name in latents else term)", "beta * term", bounds.check_beta_weighs_the_kl),

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
+from torch.func import functional_call
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, in_its_precision
+from pyrodgm.bijectors.events import check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.nets.incremental import IncrementalPass, IncrementalSolve
 from pyrodgm.nets.masked import MaskedMLP
@@ -37,20 +39,21 @@ class _Sequential(Function):
     def forward(ctx: Any, y: Tensor, context: Tensor | None, transform: _Transform, *parameters: Tensor) -> Any:
         state = IncrementalSolve(transform.net, context, len(y))
         x, ladj = _solve(state, transform.univariate, y)
-        ctx.save_for_backward(x)
-        ctx.state, ctx.transform, ctx.context = state, transform, context
+        ctx.save_for_backward(x, context, *parameters)
+        ctx.state, ctx.transform = state, transform
         return x, ladj
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_ladj: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        net, univariate = ctx.transform.net, ctx.transform.univariate
-        weights = list(net.parameters())
-        with torch.enable_grad():
+        x, context, *parameters = ctx.saved_tensors  # of the forward pass, whatever the network holds by now
+        net, univariate, wants = ctx.transform.net, ctx.transform.univariate, ctx.needs_input_grad
+        with torch.enable_grad(), in_its_precision(x):
             leaf = x.detach().requires_grad_()
-            context = None if ctx.context is None else ctx.context.detach().requires_grad_()
-            raw = net(leaf, context)
+            context = None if context is None else context.detach().requires_grad_(wants[1])
+            weights = [w.detach().requires_grad_(wanted) for w, wanted in zip(parameters, wants[3:], strict=True)]
+            names = [name for name, _ in net.named_parameters()]
+            raw = functional_call(net, dict(zip(names, weights, strict=True)), (leaf, context))
             y, slope = univariate.call_and_ladj(raw, leaf)
             # Of the map itself, the inverse's is its negative; the slope alone may be a constant, without a graph.
             ladj = slope.sum(-1) + 0 * y.sum(-1)
@@ -60,11 +63,11 @@ class _Sequential(Function):
             one, _ = univariate.call_and_ladj(still, x_only)
             diagonal, slopes = torch.autograd.grad(one.sum(), (x_only, still))
         v = ctx.state.transposed(grad_x - through_ladj, diagonal, slopes)
-        wanted = [w for w in weights if w.requires_grad] + ([] if context is None else [context])
+        wanted = [leaf for leaf in (context, *weights) if leaf is not None and leaf.requires_grad]
         found = torch.autograd.grad((y, ladj), wanted, (-v, -grad_ladj), allow_unused=True) if wanted else ()
         grads = iter(found)
-        of_weights = [next(grads) if w.requires_grad else None for w in weights]  # some may be frozen
-        return (v, None if context is None else next(grads), None, *of_weights)
+        of_context = next(grads) if wants[1] else None
+        return v, of_context, None, *(next(grads) if w.requires_grad else None for w in weights)  # some may be frozen
 
 
 class _Transform(BijectiveTransform):
@@ -134,13 +137,14 @@ class Autoregressive(Bijector):
         self,
         features: int,
         univariate: Univariate | None = None,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         order: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.univariate = ScaleShift() if univariate is None else univariate
-        self.net = MaskedMLP(features, self.univariate.size, hidden, context, order)
+        self.net = MaskedMLP(features, self.univariate.size, hidden, context=context, order=order)
         self.net.columns = self.univariate.columns
         self.volume_preserving = self.univariate.volume_preserving
         self.features, self.context = features, context
@@ -149,6 +153,9 @@ class Autoregressive(Bijector):
         with torch.no_grad():
             for parameter in (*self.net.last.parameters(), *(to_last.parameters() if to_last is not None else ())):
                 parameter.zero_()
+
+    def extra_repr(self) -> str:
+        return str(self.univariate)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         return _Transform(self.net, self.univariate, self.features, self.check(context))

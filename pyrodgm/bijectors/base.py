@@ -19,45 +19,14 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 __all__ = [
-    "IMAGE",
     "BijectiveTransform",
     "Bijector",
     "Compose",
     "ComposedTransform",
-    "ImageShape",
     "Inverse",
     "InverseTransform",
-    "check_size",
-    "image_shape",
     "in_its_precision",
 ]
-
-IMAGE = constraints.independent(constraints.real, 3)
-ImageShape = tuple[int, int, int]
-
-
-def check_size(x: Tensor, size: int, dims: int = 1) -> Tensor:
-    """x, if the first of its ``dims`` event dimensions has this size; otherwise broadcasting would make up an answer.
-
-    Raises: ValueError if it has another.
-    """
-    if x.dim() < dims or x.shape[-dims] != size:
-        rest = ", H, W" if dims == 3 else ""
-        raise ValueError(
-            f"expected x of shape (*, {size}{rest}), got {tuple(x.shape)}; build the bijector for the size of x"
-        )
-    return x
-
-
-def image_shape(features: Sequence[int]) -> ImageShape:
-    """(C, H, W) as three numbers.
-
-    Raises: ValueError for anything else, or a size below 1.
-    """
-    if isinstance(features, int) or len(features) != 3 or min(features) < 1:
-        raise ValueError(f"expected an image's (C, H, W), got {features}; pass all three, such as (1, 28, 28)")
-    channels, height, width = features
-    return channels, height, width
 
 
 def in_its_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -125,6 +94,15 @@ class InverseTransform(BijectiveTransform):
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.transform.call_and_ladj(y)
 
+    def _call(self, x: Tensor) -> Tensor:
+        return self.transform._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.transform._call(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.transform.call_and_ladj(y)[1]  # the way that torch has gone, if y is where x came from
+
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         return self.transform.inverse_shape(shape)
 
@@ -137,13 +115,15 @@ class InverseTransform(BijectiveTransform):
 
 
 class ComposedTransform(BijectiveTransform):
-    """f_n o ... o f_1: the first of the list is applied first."""
+    """f_n o ... o f_1: the first of the list is applied first; of none, the identity of ``event_dim`` dimensions."""
 
-    def __init__(self, transforms: Sequence[BijectiveTransform]) -> None:
+    def __init__(self, transforms: Sequence[BijectiveTransform], event_dim: int = 1) -> None:
         super().__init__()
         self.transforms = list(transforms)
         if self.transforms:
             self.domain, self.codomain = self.transforms[0].domain, self.transforms[-1].codomain
+        else:
+            self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[: x.dim() - self.domain.event_dim])
@@ -158,6 +138,16 @@ class ComposedTransform(BijectiveTransform):
             y, ladj = transform.inverse_and_ladj(y)
             total = total + ladj
         return y, total
+
+    def _call(self, x: Tensor) -> Tensor:
+        for transform in self.transforms:
+            x = transform._call(x)
+        return x
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        for transform in reversed(self.transforms):
+            y = transform._inverse(y)
+        return y
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         for transform in self.transforms:
@@ -287,6 +277,7 @@ class Compose(Bijector):
 
     Args:
         bijectors: none make the identity.
+        event_dim: dimensions of one event where there are none to ask; 3 for images.
     Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
     Example:
         >>> from pyrodgm.bijectors import Affine, AffineCoupling
@@ -294,10 +285,10 @@ class Compose(Bijector):
         torch.Size([3, 2])
     """
 
-    def __init__(self, bijectors: Iterable[Bijector]) -> None:
+    def __init__(self, bijectors: Iterable[Bijector], event_dim: int = 1) -> None:
         super().__init__()
         parts = list(bijectors)
-        self.bijectors = nn.ModuleList(parts)
+        self.bijectors, self.event_dim = nn.ModuleList(parts), event_dim
         self.context = max((b.context for b in parts), default=0)
         self.triangular = all(b.triangular for b in parts)
         self.volume_preserving = all(b.volume_preserving for b in parts)
@@ -318,4 +309,5 @@ class Compose(Bijector):
         return shape
 
     def condition(self, context: Tensor | None = None) -> ComposedTransform:
-        return ComposedTransform([b.condition(context) for b in self.bijectors])  # type: ignore[operator]
+        parts = [b.condition(context) for b in self.bijectors]  # type: ignore[operator]
+        return ComposedTransform(parts, self.event_dim)

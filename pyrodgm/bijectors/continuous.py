@@ -33,20 +33,30 @@ class ContinuousTransform(BijectiveTransform):
         super().__init__()
         self.net, self.context, self.trace, self.solver, self.time = net, context, trace, solver, time
 
-    def _path(self, x: Tensor, backwards: bool, costs: bool) -> tuple[Tensor, Tensor]:
+    def _path(self, x: Tensor, backwards: bool, costs: bool = False, ladj: bool = True) -> tuple[Tensor, Tensor]:
         context = self.context
         if context is not None:
             lead = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             x, context = x.expand(*lead, -1), context.expand(*lead, -1)
-        return Path(self.net, self.trace, self.solver, self.time, backwards, costs)(x, context)
+        path = Path(self.net, self.trace if ladj else None, self.solver, self.time, backwards, costs)
+        if not torch.is_inference_mode_enabled():
+            return path(x, context)
+        with torch.inference_mode(False), torch.no_grad():  # the trace is a derivative, which that mode forbids
+            return path(x.clone(), None if context is None else context.clone())
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, q = self._path(x, False, False)
+        y, q = self._path(x, False)
         return y, q[..., 0]
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, q = self._path(y, True, False)
+        x, q = self._path(y, True)
         return x, q[..., 0]
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._path(x, False, ladj=False)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._path(y, True, ladj=False)[0]
 
     def inverse_and_costs(self, y: Tensor) -> tuple[Tensor, Tensor, Costs]:
         """The inverse, its ladj, and what its path costs, from one solve.
@@ -54,7 +64,7 @@ class ContinuousTransform(BijectiveTransform):
         A training loss that adds a small part of the mean costs to the negative log-likelihood keeps paths straight
         and cheap to solve (Finlay et al., 2020, eq. 8).
         """
-        x, q = self._path(y, True, True)
+        x, q = self._path(y, True, costs=True)
         return x, q[..., 0], Costs(-q[..., 1], -q[..., 2])  # that integral runs from T to 0
 
 
@@ -90,6 +100,7 @@ class Continuous(Bijector):
         self,
         features: int,
         net: nn.Module | None = None,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         trace: Trace | None = None,
@@ -102,7 +113,7 @@ class Continuous(Bijector):
         if features < 1 or not time > 0:
             raise ValueError(f"expected features >= 1 and time > 0, got {features} and {time}")
         self.features, self.context, self.time = features, context, float(time)
-        self.net = ConcatSquashMLP(features, context, hidden) if net is None else net
+        self.net = ConcatSquashMLP(features, context=context, hidden=hidden) if net is None else net
         self.trace = ExactTrace() if trace is None else trace
         self.eval_trace = ExactTrace() if eval_trace is None else eval_trace
         self.solver = ODESolver() if solver is None else solver

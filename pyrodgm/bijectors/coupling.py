@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.events import ImageShape, check_size, event_of
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 from pyrodgm.nets.conv import ConvNet
 from pyrodgm.nets.mlp import MLP
@@ -93,8 +94,9 @@ class Coupling(Bijector):
 
     def __init__(
         self,
-        features: int | tuple[int, int, int],
+        features: int | ImageShape,
         univariate: Univariate | None = None,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         split: int | None = None,
@@ -102,11 +104,9 @@ class Coupling(Bijector):
         net: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        event = (features,) if isinstance(features, int) else tuple(features)
-        if len(event) not in (1, 3) or min(event) < 1 or event[0] < 2:
-            raise ValueError(
-                f"expected features >= 2 or an image's (C, H, W) with C >= 2 (one half sets the other), got {features}"
-            )
+        event = event_of(features)
+        if event[0] < 2:
+            raise ValueError(f"expected features >= 2, or C >= 2 of an image (one half sets the other), got {features}")
         self.split = event[0] // 2 if split is None else split
         if not 0 < self.split < event[0]:
             raise ValueError(f"expected 0 < split < {event[0]}, the size of what is split, got {split}")
@@ -122,6 +122,9 @@ class Coupling(Bijector):
             else:
                 net = ConvNet(kept + context, outputs, hidden, last_scale=0.0)
         self.net = net
+
+    def extra_repr(self) -> str:
+        return f"{self.univariate}, split={self.split}, flip={self.flip}"
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         return _CouplingTransform(self, self.check(context))
@@ -144,7 +147,8 @@ class AffineCoupling(Coupling):
 
     def __init__(
         self,
-        features: int | tuple[int, int, int],
+        features: int | ImageShape,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         split: int | None = None,
@@ -152,7 +156,7 @@ class AffineCoupling(Coupling):
         net: nn.Module | None = None,
         bound: float = 2.0,
     ) -> None:
-        super().__init__(features, ScaleShift(bound), context, hidden, split, flip, net)
+        super().__init__(features, ScaleShift(bound), context=context, hidden=hidden, split=split, flip=flip, net=net)
 
 
 class AdditiveCoupling(Coupling):
@@ -169,11 +173,12 @@ class AdditiveCoupling(Coupling):
 
     def __init__(
         self,
-        features: int | tuple[int, int, int],
+        features: int | ImageShape,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         split: int | None = None,
         flip: bool = False,
         net: nn.Module | None = None,
     ) -> None:
-        super().__init__(features, Shift(), context, hidden, split, flip, net)
+        super().__init__(features, Shift(), context=context, hidden=hidden, split=split, flip=flip, net=net)

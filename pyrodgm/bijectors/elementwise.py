@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.events import check_size
 from pyrodgm.bijectors.univariate import Univariate
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import expand_to
@@ -55,7 +56,9 @@ class Elementwise(Bijector):
 
     triangular = True
 
-    def __init__(self, features: int, univariate: Univariate, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+    def __init__(
+        self, features: int, univariate: Univariate, *, context: int = 0, hidden: Sequence[int] = (32,)
+    ) -> None:
         super().__init__()
         if features < 1:
             raise ValueError(f"expected features >= 1, got {features}")
@@ -66,6 +69,9 @@ class Elementwise(Bijector):
             self.net = MLP(context, univariate.size * features, hidden, last_scale=0.0)
         else:
             self.free = nn.Parameter(torch.zeros(univariate.size, features))
+
+    def extra_repr(self) -> str:
+        return str(self.univariate)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         context = self.check(context)

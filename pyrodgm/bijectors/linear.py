@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, in_its_precision
+from pyrodgm.bijectors.events import ImageShape, check_size, event_of
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import expand_to
 
@@ -66,7 +67,7 @@ class Permutation(Bijector):
 
 
 class _MatrixTransform(BijectiveTransform):
-    """y = P L U x + t, with L unit lower and U upper triangular: one product there, triangular solves back.
+    """y = P L U x + t, with L unit lower and U upper triangular: one product either way, back by the inverse matrix.
 
     Under a context each row has factors of its own, (*B, D, D), and a shift, (*B, D).
     """
@@ -85,6 +86,11 @@ class _MatrixTransform(BijectiveTransform):
         columns = torch.linalg.solve_triangular(self.lower, columns, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(self.upper, columns, upper=True)
 
+    def inverse_weight(self) -> Tensor:
+        """(P L U)^-1."""
+        eye = torch.eye(len(self.order), dtype=self.lower.dtype, device=self.lower.device)
+        return self.solve(eye[self.order.argsort()])
+
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ladj = expand_to(self.ladj, check_size(x, len(self.order)).shape[:-1])
         with in_its_precision(x):
@@ -94,10 +100,14 @@ class _MatrixTransform(BijectiveTransform):
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         check_size(y, len(self.order))
-        rows, ladj = (y - self.shift)[..., self.order.argsort()], -expand_to(self.ladj, y.shape[:-1])
+        ladj = -expand_to(self.ladj, y.shape[:-1])
         if self.shift.dim() > 1:
-            return self.solve(rows.unsqueeze(-1)).squeeze(-1), ladj
-        return self.solve(rows.reshape(-1, y.shape[-1]).mT).mT.reshape(y.shape), ladj  # one solve for all rows
+            return self.solve((y - self.shift)[..., self.order.argsort()].unsqueeze(-1)).squeeze(-1), ladj
+        if y.numel() <= len(self.order) ** 2:
+            rows = (y - self.shift)[..., self.order.argsort()].reshape(-1, y.shape[-1])
+            return self.solve(rows.mT).mT.reshape(y.shape), ladj
+        with in_its_precision(y):  # for more rows than features one product takes a fourth of the solves' time
+            return F.linear(y - self.shift, self.inverse_weight()), ladj
 
 
 class _ConvolutionTransform(_MatrixTransform):
@@ -120,8 +130,8 @@ class _ConvolutionTransform(_MatrixTransform):
         return self._convolve(x, self.weight(), self.shift), self._ladj(x)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(len(self.order), dtype=check_size(y, len(self.order), 3).dtype, device=y.device)
-        inverse = self.solve(eye[self.order.argsort()])
+        check_size(y, len(self.order), 3)
+        inverse = self.inverse_weight()
         with in_its_precision(y):
             shift = -(inverse @ self.shift.unsqueeze(-1)).squeeze(-1)
         return self._convolve(y, inverse, shift), -self._ladj(y)
@@ -154,16 +164,15 @@ class LULinear(Bijector):
 
     def __init__(
         self,
-        features: int | tuple[int, int, int],
+        features: int | ImageShape,
+        *,
         order: Tensor | None = None,
         rotation: bool = False,
         context: int = 0,
         hidden: Sequence[int] = (32,),
     ) -> None:
         super().__init__()
-        event = (features,) if isinstance(features, int) else tuple(features)
-        if len(event) not in (1, 3) or min(event) < 1:
-            raise ValueError(f"expected features >= 1 or an image's (C, H, W), got {features}")
+        event = event_of(features)
         if rotation and order is not None:
             raise ValueError("expected an order or rotation=True, got both: a rotation has its own order")
         size, self.dims = event[0], len(event)
@@ -241,7 +250,7 @@ class Householder(Bijector):
     volume_preserving = True
 
     def __init__(
-        self, features: int, reflections: int | None = None, context: int = 0, hidden: Sequence[int] = (32,)
+        self, features: int, *, reflections: int | None = None, context: int = 0, hidden: Sequence[int] = (32,)
     ) -> None:
         super().__init__()
         reflections = features if reflections is None else reflections

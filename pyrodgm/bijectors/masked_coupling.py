@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, ImageShape, image_shape
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
 from pyrodgm.bijectors.coupling import both_halves
+from pyrodgm.bijectors.events import ImageShape, image_shape
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
 from pyrodgm.nets.conv import ConvNet
 from pyrodgm.nets.mlp import MLP
@@ -89,6 +90,7 @@ class MaskedCoupling(Bijector):
         self,
         mask: Tensor,
         univariate: Univariate | None = None,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         net: nn.Module | None = None,
@@ -114,6 +116,9 @@ class MaskedCoupling(Bijector):
             size = self.univariate.size * len(mask)
             net = (MLP if mask.dim() == 1 else ConvNet)(len(mask) + context, size, hidden, last_scale=0.0)
         self.net = net
+
+    def extra_repr(self) -> str:
+        return str(self.univariate)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
         return _MaskedTransform(self, self.check(context))

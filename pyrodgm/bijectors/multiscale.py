@@ -1,4 +1,4 @@
-"""Multi-scale flows: part of the channels leaves at each level, and the rest is transformed further."""
+"""Multi-scale flows: part of the channels leaves at each scale, and the rest is transformed further."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from pyrodgm.bijectors.base import IMAGE, BijectiveTransform, Bijector, Compose, ImageShape, check_size, image_shape
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, Compose
+from pyrodgm.bijectors.events import IMAGE, ImageShape, check_size, image_shape
 from pyrodgm.bijectors.squeeze import Squeeze
 
 __all__ = ["MultiScale", "Split"]
@@ -67,22 +68,22 @@ class Split(Bijector):
 
 
 class MultiScale(Compose):
-    r"""The multi-scale architecture, from images to latents: at each level squeeze, move, let half of the channels go.
+    r"""The multi-scale architecture, from images to latents: at each scale squeeze, move, let half of the channels go.
 
     .. math:: h_0 = x, \quad (z_i, h_i) = f_i(\mathrm{squeeze}(g_i(h_{i-1}))), \quad z = (z_1, \dots, z_L, h_L)
 
-    The latents of all levels are laid out as one image of the shape of x (each level's are squeezed back in place),
+    The latents of all scales are laid out as one image of the shape of x (each scale's are squeezed back in place),
     so a base of that shape, an N(0, I) say, stands under the whole flow. A flow samples by its ``inv``.
 
     Args:
-        features: (C, H, W), with H and W multiples of 2^levels.
-        levels: L.
+        features: (C, H, W), with H and W multiples of 2^scales.
+        scales: L, how often the images are squeezed.
         squeezed: makes :math:`f_i` from its shape (4 C, H / 2, W / 2).
         full: makes :math:`g_i` from its shape (C, H, W); default nothing.
-        last: what goes on with the half that stays at the last level, from its shape; by default, nothing is split
+        last: what goes on with the half that stays at the last scale, from its shape; by default, nothing is split
             there.
     Shapes: x (*B, C, H, W) -> z (*B, C, H, W), ladj (*B,) in nats.
-    Raises: ValueError if levels < 1 or the images cannot be halved so often.
+    Raises: ValueError if scales < 1 or the images cannot be halved so often.
     Source: Dinh et al. (2017), arXiv:1605.08803, section 3.6; Kingma and Dhariwal (2018), arXiv:1807.03039, figure 2b.
     Example:
         >>> from pyrodgm.bijectors import ActNorm
@@ -94,24 +95,24 @@ class MultiScale(Compose):
     def __init__(
         self,
         features: ImageShape,
-        levels: int,
+        scales: int,
         squeezed: Callable[[ImageShape], Iterable[Bijector]],
         full: Callable[[ImageShape], Iterable[Bijector]] | None = None,
         last: Callable[[ImageShape], Iterable[Bijector]] | None = None,
     ) -> None:
-        if levels < 1:
-            raise ValueError(f"expected levels >= 1, got {levels}")
+        if scales < 1:
+            raise ValueError(f"expected scales >= 1, got {scales}")
 
-        def level(shape: ImageShape, left: int) -> list[Bijector]:
+        def scale(shape: ImageShape, left: int) -> list[Bijector]:
             if not left:
                 return list(last(shape)) if last else []
             squeeze = Squeeze(shape)
             channels, height, width = small = image_shape(squeeze.forward_shape(shape))
             parts = [*(full(shape) if full else ()), squeeze, *squeezed(small)]
-            below = level((channels - channels // 2, height, width), left - 1)
+            below = scale((channels - channels // 2, height, width), left - 1)
             if below:
                 parts.append(Split(small, Compose(below)))
             return [*parts, squeeze.inv]
 
-        super().__init__(level(image_shape(features), levels))
+        super().__init__(scale(image_shape(features), scales))
         self.triangular = False

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.events import ImageShape, check_size, event_of
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import expand_to
 
@@ -42,11 +43,9 @@ class _Diagonal(Bijector):
 
     triangular = True
 
-    def __init__(self, features: int | tuple[int, int, int], context: int, hidden: Sequence[int]) -> None:
+    def __init__(self, features: int | ImageShape, context: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        event = (features,) if isinstance(features, int) else tuple(features)
-        if len(event) not in (1, 3) or min(event) < 1:
-            raise ValueError(f"expected features >= 1 or an image's (C, H, W), got {features}")
+        event = event_of(features)
         self.event = torch.Size(event)
         self.shape = (event[0],) + (1,) * (len(event) - 1)  # broadcasts against x
         self.times = self.event[1:].numel()  # how often each number acts
@@ -89,7 +88,7 @@ class Affine(_Diagonal):
         tensor([1., 1.], grad_fn=<AddcmulBackward0>)
     """
 
-    def __init__(self, features: int | tuple[int, int, int], context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+    def __init__(self, features: int | ImageShape, *, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
         super().__init__(features, context, hidden)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
@@ -112,8 +111,8 @@ class ActNorm(Affine):
         tensor([[-1., -1.], [ 1.,  1.]])
     """
 
-    def __init__(self, features: int | tuple[int, int, int], context: int = 0, hidden: Sequence[int] = (32,)) -> None:
-        super().__init__(features, context, hidden)
+    def __init__(self, features: int | ImageShape, *, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+        super().__init__(features, context=context, hidden=hidden)
         self.started: Tensor
         self.register_buffer("started", torch.tensor(False))
 
@@ -152,6 +151,11 @@ class _BatchNormTransform(BijectiveTransform):
         spread = self._spread(variance)
         return (y - mean) * torch.exp(-spread) + self.shift, -self._ladj(spread, y)
 
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        # torch asks for it after the inverse of y, which in training took the batch's moments into the averages.
+        norm = self.norm
+        return self._ladj(self._spread(norm._moments(y)[1] if norm.training else norm.running_variance), y)
+
 
 class BatchNorm(_Diagonal):
     r"""Batch normalisation as a bijector of a density, from its base x to its data y.
@@ -161,7 +165,9 @@ class BatchNorm(_Diagonal):
     In training m and v are the batch's, so the density of a row depends on its batch, and the running
     averages follow; in eval mode, and when sampling, they are the running averages, and only then are
     the two directions inverse to each other. The statistics are those of all rows whatever their contexts;
-    under a context, what a network makes of it is added to gamma (bounded) and beta, and starts at 0.
+    under a context, what a network makes of it is added to gamma (bounded) and beta, and starts at 0. In Pyro's own
+    ``TransformedDistribution`` it takes a place of its own in the list: from a :class:`Compose` that takes the
+    determinant on the way from x, where the averages stand.
 
     Args:
         features: event size D, or an image's (C, H, W): statistics are the channels'.
@@ -181,7 +187,8 @@ class BatchNorm(_Diagonal):
 
     def __init__(
         self,
-        features: int | tuple[int, int, int],
+        features: int | ImageShape,
+        *,
         momentum: float = 0.1,
         epsilon: float = 1e-5,
         context: int = 0,

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.func import functional_call
 
+from pyrodgm.bijectors.adjoint import AdjointSolve
+from pyrodgm.bijectors.base import in_its_precision
 from pyrodgm.bijectors.trace import Trace
 
 __all__ = ["ODESolver", "Path"]
@@ -68,15 +69,16 @@ class ODESolver:
             # A step must end at 1: in between, the solver interpolates to a lower order than it steps. A first step
             # that the solver chose would carry a gradient, which only an exact integrand's errors cancel.
             options = {"step_t": ends[1:], "first_step": 0.05, "norm": lambda parts: _largest(parts[:watched])}
-        found = odeint()(
-            rates,
-            state,
-            ends,
-            rtol=max(self.rtol, least),
-            atol=max(self.atol, least),
-            method=self.method,
-            options={**options, **self.options},
-        )
+        with in_its_precision(like):  # a solver that compares steps needs the digits of the velocity, too
+            found = odeint()(
+                rates,
+                state,
+                ends,
+                rtol=max(self.rtol, least),
+                atol=max(self.atol, least),
+                method=self.method,
+                options={**options, **self.options},
+            )
         return tuple(part[-1] for part in found)
 
 
@@ -118,7 +120,7 @@ class Path:
 
     Args:
         net: v, (t (), x (*B, D), context (*B, C) or None) -> (*B, D).
-        trace: estimates what q needs of J.
+        trace: estimates what q needs of J; None leaves q out (R = 0).
         solver: how to integrate.
         time: T.
         backwards: from T to 0.
@@ -126,18 +128,25 @@ class Path:
     """
 
     def __init__(
-        self, net: nn.Module, trace: Trace, solver: ODESolver, time: float, backwards: bool, costs: bool = False
+        self,
+        net: nn.Module,
+        trace: Trace | None,
+        solver: ODESolver,
+        time: float,
+        backwards: bool,
+        costs: bool = False,
     ) -> None:
-        self.net, self.trace, self.solver, self.costs = net, trace, solver, costs
+        self.net, self.trace, self.solver = net, trace, solver
+        self.costs, self.integrals = costs, 0 if trace is None else 3 if costs else 1
         self.start, self.speed = (time, -time) if backwards else (0.0, time)
         self.names = [f"net.{name}" for name, _ in net.named_parameters()]
 
     def __call__(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The end of the path and its integrals: (*B, D), (*B, C) -> (*B, D), (*B, R), R = 1 or 3."""
-        probes = self.trace.probes(x)
+        """The end of the path and its integrals: (*B, D), (*B, C) -> (*B, D), (*B, R), R = 0, 1 or 3."""
+        probes = x.new_zeros(1) if self.trace is None else self.trace.probes(x)
         if not self.solver.adjoint:
             return self.solve(self.net, x, context, probes)
-        return _Solve.apply(self, x, context, probes, *self.net.parameters())
+        return AdjointSolve.apply(self, x, context, probes, *self.net.parameters())
 
     def run(self, task: Callable[[nn.Module], Any], parameters: tuple[Tensor, ...]) -> Any:
         """task(net) with these parameters in the net."""
@@ -145,6 +154,8 @@ class Path:
 
     def rates(self, net: nn.Module, s: Tensor, x: Tensor, context: Tensor | None, probes: Tensor) -> Any:
         """v and the rate of q in time (not in s), with a graph where gradients are on."""
+        if self.trace is None:
+            return net(self.start + self.speed * s, x, context), x.new_zeros(*x.shape[:-1], 0)
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
@@ -166,7 +177,7 @@ class Path:
             v, q = self.rates(net, s, state[0], context, probes)
             return self.speed * v, self.speed * q
 
-        return self.solver.integrate(rates, (x, x.new_zeros(*x.shape[:-1], 3 if self.costs else 1)), watched=2)
+        return self.solver.integrate(rates, (x, x.new_zeros(*x.shape[:-1], self.integrals)), watched=2)
 
     def adjoint(
         self, net: nn.Module, y: Tensor, to_y: Tensor, to_q: Tensor, context: Tensor | None, probes: Tensor, wants: Any
@@ -191,84 +202,3 @@ class Path:
 
         start = (y, to_y / size, *(torch.zeros_like(leaf) for leaf in leaves))
         return tuple(size * g for g in self.solver.integrate(rates, start, watched)[1:])
-
-
-class _Solve(Function):
-    """A path with adjoint gradients; ``vmap`` puts its rows into the batch, where they belong."""
-
-    @staticmethod
-    def forward(path: Path, x: Tensor, context: Tensor | None, probes: Tensor, *parameters: Tensor) -> Any:
-        return path.run(lambda net: path.solve(net, x, context, probes), parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.path = inputs[0]
-        ctx.save_for_backward(output[0], *inputs[2:])
-
-    @staticmethod
-    def backward(ctx: Any, to_y: Tensor, to_q: Tensor) -> Any:
-        y, context, probes, *parameters = ctx.saved_tensors
-        wants = (ctx.needs_input_grad[2], any(ctx.needs_input_grad[4:]))
-        found = list(_Adjoint.apply(ctx.path, wants, y, to_y, to_q, context, probes, *parameters))
-        to_x = found.pop(0)
-        to_context = found.pop(0) if wants[0] else None
-        return None, to_x, to_context, None, *(found or [None] * len(parameters))
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, path: Path, x: Tensor, context: Tensor | None, probes: Tensor, *rest: Tensor) -> Any:
-        _refuse_batched(dims[4:])
-        rows = [_fold(t, d, info.batch_size) for t, d in zip((x, context), dims[1:3], strict=True)]
-        return _Solve.apply(path, *rows, _fold_probes(probes, dims[3]), *rest), (0, 0)
-
-
-class _Adjoint(Function):
-    @staticmethod
-    def forward(
-        path: Path, wants: Any, y: Tensor, to_y: Tensor, to_q: Tensor, context: Any, probes: Tensor, *rest: Tensor
-    ) -> Any:
-        if wants[1]:
-            rest = tuple(parameter.detach().requires_grad_() for parameter in rest)
-        return path.run(lambda net: path.adjoint(net, y, to_y, to_q, context, probes, wants), rest)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: torch.func wants the method."""
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError("adjoint gradients are of first order only; build the flow with ODESolver(adjoint=False)")
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, path: Path, wants: Any, *rest: Any) -> Any:
-        _refuse_batched(dims[7:])
-        rows = [_fold(t, d, info.batch_size) for t, d in zip(rest[:4], dims[2:6], strict=True)]
-        probes, parameters = _fold_probes(rest[4], dims[6]), rest[5:]
-        if not wants[1]:
-            found = _Adjoint.apply(path, wants, *rows, probes, *parameters)
-            return found, (0,) * len(found)
-        # Each of the mapped rows has a gradient of the parameters of its own.
-        each = [
-            _Adjoint.apply(path, wants, *(None if r is None else r[i] for r in rows), _at(probes, i), *parameters)
-            for i in range(info.batch_size)
-        ]
-        found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
-        return found, (0,) * len(found)
-
-
-def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    if tensor is None:
-        return None
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
-def _fold_probes(probes: Tensor, dim: int | None) -> Tensor:
-    return probes.unsqueeze(1) if dim is None else probes.movedim(dim, 0).movedim(0, 1)
-
-
-def _at(probes: Tensor, i: int) -> Tensor:
-    return probes[:, i if probes.shape[1] > 1 else 0]
-
-
-def _refuse_batched(dims: Any) -> None:
-    if any(dim is not None for dim in dims):
-        raise NotImplementedError("vmap over the parameters of a continuous flow: loop over the members instead")

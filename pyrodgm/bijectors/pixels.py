@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import IMAGE, BijectiveTransform, Bijector
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.events import IMAGE
 
 __all__ = ["Pixels"]
 
@@ -44,7 +45,7 @@ class Pixels(Bijector):
     pixels' at both ends; what a flow puts there is lost to it. A fixed map, which takes no context.
 
     Args:
-        alpha: 0 < alpha < 1/2.
+        alpha: the margin, 0 < alpha < 1/2: the logit is taken of numbers that end so far from 0 and 1.
     Shapes: x (*B, C, H, W) -> y (*B, C, H, W), ladj (*B,) in nats.
     Raises: ValueError for another alpha.
     Source: Dinh et al. (2017), arXiv:1605.08803, section 4.1.

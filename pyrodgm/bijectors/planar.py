@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import BijectiveTransform, Bijector, check_size, in_its_precision
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector, in_its_precision
+from pyrodgm.bijectors.events import check_size
 from pyrodgm.nets.mlp import MLP
 
 __all__ = ["Planar", "Radial"]
 
 _BISECTIONS = 80  # halve an interval to float64 precision; float32 is done long before
+_LEAST = 1e-4  # slope along w: softplus alone is lost beside -1 from w.u = -17 on in float32, and the slope is 0
 
 
 class _FromContext(Bijector):
@@ -32,16 +34,17 @@ class _FromContext(Bijector):
             self.free = nn.Parameter(torch.randn(sum(sizes)) / math.sqrt(features))
 
     def _numbers(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        raw = self.free if self.net is None else self.net(context)
-        return raw.split(self.sizes, -1)
+        if self.net is None or context is None:
+            return self.free.split(self.sizes, -1)
+        return self.net(context).to(context.dtype).split(self.sizes, -1)
 
 
 class _PlanarTransform(BijectiveTransform):
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
         super().__init__()
         wu = (w * u).sum(-1, keepdim=True)
-        # u is moved along w until w.u >= -1, which makes the map increasing along w (appendix A.1).
-        u = u + (F.softplus(wu) - 1 - wu) * w / (w * w).sum(-1, keepdim=True).clamp_min(1e-12)
+        # u is moved along w until w.u > -1, which makes the map increasing along w (appendix A.1).
+        u = u + (F.softplus(wu) - (1 - _LEAST) - wu) * w / (w * w).sum(-1, keepdim=True).clamp_min(1e-12)
         self.u, self.w, self.b = u, w, b.squeeze(-1)
         self.wu = (w * u).sum(-1)
 
@@ -89,9 +92,11 @@ class Planar(_FromContext):
     r"""Planar flow: :math:`y = x + \hat u \tanh(w^\top x + b)`.
 
     .. math:: \mathrm{ladj} = \log |1 + \hat u^\top w \,(1 - \tanh^2)|, \qquad
-        \hat u = u + [\log(1 + e^{w^\top u}) - 1 - w^\top u] \frac{w}{|w|^2}
+        \hat u = u + [\log(1 + e^{w^\top u}) - 1 + 10^{-4} - w^\top u] \frac{w}{|w|^2}
 
     The inverse is found by bisection of one scalar equation, to the dtype's precision, with an implicit gradient.
+    Departure from the source: its :math:`\hat u` has no :math:`10^{-4}`, without which the map can be flat in floating
+    point.
 
     Args:
         features: D.
@@ -106,7 +111,7 @@ class Planar(_FromContext):
         True
     """
 
-    def __init__(self, features: int, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+    def __init__(self, features: int, *, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
         super().__init__(features, (features, features, 1), context, hidden)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
@@ -157,7 +162,7 @@ class Radial(_FromContext):
         True
     """
 
-    def __init__(self, features: int, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
+    def __init__(self, features: int, *, context: int = 0, hidden: Sequence[int] = (32,)) -> None:
         super().__init__(features, (features, 1, 1), context, hidden)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:

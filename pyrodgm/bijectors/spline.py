@@ -87,7 +87,7 @@ class LinearSpline(BinnedSpline):
         top = heights.cumsum(-2)
         index = search(top, u) if inverse else (u * self.bins).long().clamp(0, self.bins - 1).unsqueeze(-2)
         h = pick(heights, index)
-        y0, x0 = pick(top, index) - h, index.squeeze(-2) / self.bins
+        y0, x0 = pick(top, index) - h, index.squeeze(-2).to(u.dtype) / self.bins
         slope = h * self.bins
         out = x0 + (u - y0) / slope if inverse else y0 + (u - x0) * slope
         return out, -slope.log() if inverse else slope.log()

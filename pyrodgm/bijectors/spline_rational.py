@@ -88,15 +88,15 @@ def _position(found: Bin, slopes: Tensor, u: Tensor, inverse: bool) -> Tensor:
 class _Curve(NamedTuple):
     """What value and slope at xi are made of, (*S) each."""
 
-    s: Tensor
-    rest: Tensor
-    both: Tensor
-    square: Tensor
-    other: Tensor
-    bend: Tensor
-    below: Tensor
-    f: Tensor
-    top: Tensor
+    s: Tensor  # h / w
+    rest: Tensor  # 1 - xi
+    both: Tensor  # xi (1 - xi)
+    square: Tensor  # xi^2
+    other: Tensor  # (1 - xi)^2
+    bend: Tensor  # d1 + d0 - 2 s
+    below: Tensor  # s + bend xi (1 - xi), the denominator of f
+    f: Tensor  # (y - y0) / h
+    top: Tensor  # d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2; the slope is s^2 top / below^2
 
 
 def _curve(xi: Tensor, length: Tensor, slopes: Tensor) -> _Curve:
@@ -117,9 +117,15 @@ def _unit(x: Tensor, bound: float | None) -> Tensor:
 
 
 class _Spline(torch.autograd.Function):
-    """y = y0 + h f(xi) with f = (s xi^2 + d0 xi (1 - xi)) / below, its log-slope, and the gradients of both.
+    r"""y = y0 + h f(xi) with f = (s xi^2 + d0 xi (1 - xi)) / below, its log-slope, and the gradients of both.
 
-    The gradients of the inverse are those of xi where f stays at (u - y0) / h: the implicit function theorem.
+    .. math:: \frac{\partial f}{\partial \xi} = \frac{s \, \mathrm{top}}{\mathrm{below}^2}, \quad
+        \frac{\partial f}{\partial s} = \frac{\xi^2 - f (1 - 2 \xi (1 - \xi))}{\mathrm{below}}, \quad
+        \frac{\partial f}{\partial d_0} = \frac{\xi (1 - \xi) (1 - f)}{\mathrm{below}}, \quad
+        \frac{\partial f}{\partial d_1} = -\frac{\xi (1 - \xi) f}{\mathrm{below}}
+
+    and log dy/dx = 2 log s + log top - 2 log below. The gradients of the inverse are those of xi where f stays at
+    (u - y0) / h: the implicit function theorem.
     """
 
     generate_vmap_rule = True

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyrodgm.bijectors.base import IMAGE, BijectiveTransform, Bijector, ImageShape, check_size, image_shape
+from pyrodgm.bijectors.base import BijectiveTransform, Bijector
+from pyrodgm.bijectors.events import IMAGE, ImageShape, check_size, image_shape
 
 __all__ = ["Squeeze"]
 

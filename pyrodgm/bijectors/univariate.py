@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -37,6 +38,11 @@ class Univariate(ABC):
     @abstractmethod
     def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x and log dx/dy, elementwise: raw (*B, P, D), y (*B, D) -> (*B, D), (*B, D)."""
+
+    def __repr__(self) -> str:
+        """The class and the arguments that it keeps, such as ``ScaleShift(bound=2.0)``."""
+        kept = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)}' for name in kept)})"
 
 
 class ScaleShift(Univariate):

@@ -9,6 +9,7 @@ torch.Size([5, 3])
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,23 +33,32 @@ except ImportError as error:  # pragma: no cover
 
 __all__ = ["AsNflowsDistribution", "AsNflowsTransform", "NflowsBijector", "NflowsModel"]
 
+Shapes = tuple[Sequence[int], Sequence[int]]
+
 
 class _FromNflows(BijectiveTransform):
-    def __init__(self, transform: Any, context: Tensor | None, event_dim: int) -> None:
+    def __init__(self, transform: Any, context: Tensor | None, event_dim: int, shapes: Shapes | None) -> None:
         super().__init__()
-        self.transform, self.context, self.dims = transform, context, event_dim
-        self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
+        self.transform, self.context, self.shapes = transform, context, shapes
+        self.dims = (event_dim, event_dim) if shapes is None else (len(shapes[0]), len(shapes[1]))  # of x and of y
+        self.domain, self.codomain = (constraints.independent(constraints.real, n) for n in self.dims)
 
-    def _run(self, function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows, context, lead = flatten_rows(x, self.context, self.dims)
+    def _run(self, function: Any, x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+        rows, context, lead = flatten_rows(x, self.context, event_dim)
         y, ladj = function(rows, context)
         return y.reshape(*lead, *y.shape[1:]), ladj.reshape(lead)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(self.transform, x)
+        return self._run(self.transform, x, self.dims[0])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(self.transform.inverse, y)
+        return self._run(self.transform.inverse, y, self.dims[1])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return shape if self.shapes is None else torch.Size((*shape[: len(shape) - self.dims[0]], *self.shapes[1]))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return shape if self.shapes is None else torch.Size((*shape[: len(shape) - self.dims[1]], *self.shapes[0]))
 
 
 class NflowsBijector(Bijector):
@@ -58,15 +68,32 @@ class NflowsBijector(Bijector):
         transform: any ``nflows.transforms.Transform``; its parameters become this module's.
         context: size C of its context, 0 for none.
         event_dim: 1 for vectors, 3 for images.
+        shapes: the event shapes of x and of y, for a transform that changes them, such as ((1, 4, 4), (16,)).
     Shapes: x (*B, *event), context (*B, C) -> y (*B, *event), ladj (*B,) in nats.
+    Example:
+        >>> from nflows.transforms import SqueezeTransform
+        >>> squeeze = NflowsBijector(SqueezeTransform(), shapes=((1, 4, 4), (4, 2, 2)))
+        >>> squeeze(torch.zeros(5, 1, 4, 4))[0].shape
+        torch.Size([5, 4, 2, 2])
     """
 
-    def __init__(self, transform: _Transform, context: int = 0, event_dim: int = 1) -> None:
+    def __init__(
+        self, transform: _Transform, context: int = 0, event_dim: int = 1, shapes: Shapes | None = None
+    ) -> None:
         super().__init__()
-        self.transform, self.context, self.dims = transform, context, event_dim
+        self.transform, self.context, self.event_dim, self.shapes = transform, context, event_dim, shapes
+
+    def _given(self, context: Tensor | None) -> _FromNflows:
+        return _FromNflows(self.transform, context, self.event_dim, self.shapes)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self._given(None).forward_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self._given(None).inverse_shape(shape)
 
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        return _FromNflows(self.transform, self.check(context), self.dims)
+        return self._given(self.check(context))
 
 
 class NflowsModel(Tractable):
@@ -94,20 +121,26 @@ class NflowsModel(Tractable):
         _, context = self.check(None, context)
         theirs = self.distribution
         if not isinstance(theirs, _Flow):
-            return self._foreign(theirs, context)
-        embedded = theirs._embedding_net(context)
-        back = _FromNflows(theirs._transform, embedded, len(self.event_shape)).inv
-        return FlowDistribution(self._foreign(theirs._distribution, embedded), [back], watch=self.parameters)
+            return self._foreign(theirs, self.event_shape, context)
+        embedded, base = theirs._embedding_net(context), theirs._distribution
+        shape = _event_shape(base, self.event_shape)
+        back = _FromNflows(theirs._transform, embedded, len(shape), (self.event_shape, shape)).inv
+        return FlowDistribution(self._foreign(base, shape, embedded), [back], watch=self.parameters)
 
-    def _foreign(self, theirs: Any, context: Tensor | None) -> ForeignDistribution:
+    def _foreign(self, theirs: Any, shape: torch.Size, context: Tensor | None) -> ForeignDistribution:
         def draw(rows: int, context: Tensor | None) -> Tensor:
             # With a context theirs draws so many for each of its rows, (rows, 1, *event).
             x = theirs.sample(rows) if context is None else theirs.sample(1, context=context).squeeze(1)
             return x.to(self.dtype)  # its standard normal draws float32 whatever it was cast to
 
-        return ForeignDistribution(
-            theirs.log_prob, draw, self.event_shape, context, has_rsample=_has_rsample(theirs, context)
-        )
+        return ForeignDistribution(theirs.log_prob, draw, shape, context, has_rsample=_has_rsample(theirs, context))
+
+
+def _event_shape(theirs: Any, default: torch.Size) -> torch.Size:
+    """Of one draw, where it says; a transform of images may end in vectors."""
+    if isinstance(theirs, AsNflowsDistribution):
+        return theirs.model.event_shape
+    return torch.Size(getattr(theirs, "_shape", default))
 
 
 def _has_rsample(theirs: Any, context: Tensor | None) -> bool:

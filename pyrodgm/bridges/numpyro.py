@@ -82,6 +82,7 @@ class NumPyroDensity(Distribution):
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
+    pytree_aux_fields = ("model", "given", "_one")  # what jax's scan takes apart and puts together again
 
     def __init__(self, model: Tractable, context: Tensor | None = None) -> None:
         self.model = model

@@ -52,13 +52,13 @@ class PyroTransform(TransformModule):
         return self.bijector.condition().codomain
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.bijector.condition().call_and_ladj(x)[0]
+        return self.bijector.condition()._call(x)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self.bijector.condition().inverse_and_ladj(y)[0]
+        return self.bijector.condition()._inverse(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.bijector.condition().call_and_ladj(x)[1]
+        return self.bijector.condition().log_abs_det_jacobian(x, y)
 
     def with_cache(self, cache_size: int = 1) -> PyroTransform:
         return self

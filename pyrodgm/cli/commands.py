@@ -28,7 +28,7 @@ def data(words: list[str]) -> None:
     print_table([*data_sets().items()])
     print(
         "\nor a path: .npz .npy .csv .parquet .txt or a folder of pictures, and :binary, :dequantized,\n"
-        ":standardised or :28x28 after it, as in mnist.npz:binary:28x28"
+        ":standardised, :28x28 or :3x32x32 after it, as in mnist.npz:binary:28x28"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 import pyrodgm
 from pyrodgm.cli import commands
 from pyrodgm.cli.demo import demo
+from pyrodgm.hints import did_you_mean
 
 __all__ = ["main"]
 
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(error.code or 0)
     except (TypeError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         return _complain(error, 1)
+    except Exception as error:  # which nobody foresaw: its kind says more than its text, such as 'x' of a KeyError
+        return _complain(RuntimeError(f"{type(error).__name__}: {error}"), 1)
 
 
 def _run(words: list[str]) -> int:
@@ -62,8 +64,7 @@ def _run(words: list[str]) -> int:
         print(pyrodgm.__version__)
         return 0
     if command not in _COMMANDS:
-        close = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(command, list(_COMMANDS))
         raise ValueError(f"unknown command {command!r}: {hint}expected one of {', '.join(_COMMANDS)}")
     _COMMANDS[command][1](rest)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import re
 from collections import abc
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import torch
 
 import pyrodgm
+from pyrodgm.hints import did_you_mean
 from pyrodgm.members import member
 from pyrodgm.runs import objective_arguments, plain_arguments
 
@@ -46,9 +46,7 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
     for word in words:
         option = word.split("=")[0]
         if option.startswith("--") and option.rstrip("+") not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"unknown option {option}: {hint}see {parser.prog} --help")
+            raise ValueError(f"unknown option {option}: {did_you_mean(option, known)}see {parser.prog} --help")
     try:
         return parser.parse_args(list(words))
     except argparse.ArgumentError as error:

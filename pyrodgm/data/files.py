@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodgm.data.sets import DataSet, split_rows
+from pyrodgm.data.sets import DataSet, is_picture, split_rows
 
 __all__ = ["load_file"]
 
@@ -74,7 +75,7 @@ def _npz(path: Path, seed: int) -> DataSet:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:  # numpy leaves a damaged one open
             everything = {key: stored[key] for key in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _told(path, error) from None
     labels_of = {"y", *(key for part in _PARTS for key in (f"{part}_y", f"y_{part}"))}
     arrays = {k: a for k, a in everything.items() if a.dtype.kind in "biuf" or k in labels_of}
@@ -171,7 +172,7 @@ def _pictures(path: Path, seed: int) -> DataSet:
                     )
                 grey = grey and image.mode in ("1", "L", "LA")
                 arrays.append(np.asarray(image.convert("RGB")))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise _told(file, error) from None
         if arrays[-1].shape != arrays[0].shape:
             got, first = arrays[-1].shape, arrays[0].shape
@@ -192,7 +193,7 @@ def _text(path: Path, seed: int) -> DataSet:
         with opener(path, "rt", encoding="utf-8") as file:
             text = file.read(_WINDOW * _MOST_WINDOWS)
             more = bool(file.read(1))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise _told(path, error) from None
     characters = sorted(set(text))
     if len(text) < 3 * _WINDOW:
@@ -236,7 +237,8 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
     grey = parts["train"].dtype == np.uint8 and max(int(a.max(initial=0)) for a in parts.values()) > 1
     tensors: dict[str, Tensor] = {}
     for name, array in parts.items():
-        x = torch.as_tensor(np.ascontiguousarray(array)).to(torch.float32).flatten(1)
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # torch takes no other order of bytes
+        x = torch.as_tensor(native).to(torch.float32).flatten(1)
         tensors[name] = x / 255 if grey else x
     binary = all(bool(((x == 0) | (x == 1)).all()) for x in tensors.values())
     classes: tuple[str, ...] = ()
@@ -255,20 +257,17 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
                 found = np.array(sorted(found, key=lambda c: float(str(c))))  # 2 before 10
             classes = tuple(str(c) for c in found)
             number = {c: i for i, c in enumerate(classes)}
-            ids = {p: torch.tensor([number[str(c)] for c in labels[p].reshape(-1)]) for p in _PARTS}
+            # parts may have types of their own, and 1 and 1.0 are one class
+            ids = {p: torch.tensor([number[str(c)] for c in labels[p].reshape(-1).astype(found.dtype)]) for p in _PARTS}
     rows = " / ".join(f"{len(tensors[part])}" for part in _PARTS)
     line = f"{path.name}: {rows} rows of shape {tuple(map(int, shape))}" + (", grey levels / 255" if grey else "")
     line += f"; {len(classes)} classes" if classes else ""
     return DataSet(
         name=str(path), train=tensors["train"], valid=tensors["valid"], test=tensors["test"], labels=ids,
         event_shape=tuple(tensors["train"].shape[1:]),
-        image_shape=tuple(map(int, shape)) if _is_picture(shape) else None, binary=binary, description=line,
+        image_shape=tuple(map(int, shape)) if is_picture(shape) else None, binary=binary, description=line,
         classes=classes,
     )  # fmt: skip
-
-
-def _is_picture(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def _refuse(path: Path, part: str, x: np.ndarray[Any, Any], names: list[str] | None) -> None:

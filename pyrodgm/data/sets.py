@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyrodgm.data.transforms import dequantize, standardise, threshold
+from pyrodgm.hints import did_you_mean
 
-__all__ = ["DataSet", "data_sets", "load", "split_rows"]
+__all__ = ["DataSet", "data_sets", "is_picture", "load", "split_rows"]
 
 _TOY_ROWS = 10_000
 
@@ -95,7 +95,8 @@ def load(name_or_path: str | Path, seed: int = 0) -> DataSet:
     """A built-in data set by name, or a file or folder by path.
 
     A path may end in views: ``:binary`` (1 where x >= 0.5), ``:dequantized`` (uint8 levels spread over
-    [0, 1)), ``:standardised`` (by the training part), ``:28x28`` (rows are such pictures).
+    [0, 1)), ``:standardised`` (by the training part), ``:28x28`` or ``:3x32x32`` (rows are such pictures, channels
+    first).
 
     Args:
         name_or_path: a key of :func:`data_sets`, or what :func:`pyrodgm.data.files.load_file` reads.
@@ -109,7 +110,7 @@ def load(name_or_path: str | Path, seed: int = 0) -> DataSet:
     if name in _BUILT_IN:
         line, build = _BUILT_IN[name]
         return replace(build(seed), name=name, description=line)
-    path, *views = re.split(r":(?=binary\b|dequantized\b|standardised\b|\d+x\d+\b)", name)
+    path, *views = re.split(r":(?=binary\b|dequantized\b|standardised\b|(?:\d+x)?\d+x\d+\b)", name)
     if Path(path).exists():
         from pyrodgm.data.files import load_file
 
@@ -117,8 +118,7 @@ def load(name_or_path: str | Path, seed: int = 0) -> DataSet:
         for view in views:
             data = _view(data, view, seed)
         return replace(data, name=":".join([str(Path(path).resolve()), *views]))
-    close = difflib.get_close_matches(name, _BUILT_IN, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = did_you_mean(name, list(_BUILT_IN), at_most=3)
     raise ValueError(f"unknown data {name!r}: {hint}expected a file that exists or one of {', '.join(_BUILT_IN)}")
 
 
@@ -144,7 +144,14 @@ def _view(data: DataSet, view: str, seed: int) -> DataSet:
             f"expected {math.prod(data.event_shape)} pixels, got {view}; "
             f"{data.name} has rows of shape {data.event_shape}"
         )
+    if not is_picture(shape):
+        raise ValueError(f"expected pictures of 1 or 3 channels, such as {data.name}:3x32x32, got {view}")
     return replace(data, image_shape=shape)
+
+
+def is_picture(shape: tuple[int, ...]) -> bool:
+    """Whether rows of this shape are pictures, (H, W) or (C, H, W)."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
 def _split(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pyrodgm.diagnostics.canvas import new_figure
+from pyrodgm.diagnostics.canvas import INK, MODEL, new_figure, style_axes
 from pyrodgm.evaluation.calibration import DENSITY, Calibration
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["calibration_plot"]
 
 _PANELS = 7
+_Z = 2.576  # standard errors within which 99 of 100 normal values lie
 
 
 def calibration_plot(calibration: Calibration) -> Figure:
@@ -39,19 +40,24 @@ def calibration_plot(calibration: Calibration) -> Figure:
     columns = min(4, len(panels) + 1)
     rows = math.ceil((len(panels) + 1) / columns)
     figure = new_figure(2.6 * columns, 2.2 * rows)
-    n, bins = calibration.simulations, calibration.bins
-    expected = n / bins
-    spread = 2.576 * math.sqrt(expected * (1 - 1 / bins))
+    n, bins, draws = calibration.simulations, calibration.bins, calibration.draws
+    expected, width = n / bins, (draws + 1) // bins
+    spread = _Z * math.sqrt(expected * (1 - 1 / bins))
     for i, (name, counts) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.bar(range(bins), counts.cpu().numpy(), width=1.0)
-        axes.axhspan(expected - spread, expected + spread, color="0.5", alpha=0.3)
-        axes.set_title(name, fontsize=9)
-        axes.set_xticks([])
+        middles = torch.arange(bins) * width + (width - 1) / 2
+        axes.bar(middles.numpy(), counts.cpu().numpy(), width=width, color=MODEL)
+        axes.axhspan(expected - spread, expected + spread, color=INK, alpha=0.2, linewidth=0)
+        axes.set_title(name, fontsize=9, color=INK)
+        axes.set_xticks([0, draws])
+        style_axes(axes, "rank of the truth", "simulations")
     axes = figure.add_subplot(rows, columns, len(panels) + 1)
     levels = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
     share, error = calibration.coverage(levels)
-    axes.fill_between(levels, levels - 2.576 * error, levels + 2.576 * error, color="0.5", alpha=0.3)
-    axes.plot(levels, share)
-    axes.set_title("expected coverage", fontsize=9)
+    axes.fill_between(levels, levels - _Z * error, levels + _Z * error, color=INK, alpha=0.2, linewidth=0)
+    axes.plot(levels, levels, color=INK, linewidth=0.8, linestyle="--")
+    axes.plot(levels, share, color=MODEL)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_title("expected coverage", fontsize=9, color=INK)
+    style_axes(axes, "level of the region", "share of truths inside")
     return figure

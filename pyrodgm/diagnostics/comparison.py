@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pyrodgm.data import data_sets
 from pyrodgm.diagnostics.canvas import png
-from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, figure, interval, short, write_page
+from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, interval, picture_html, short, write_page
 from pyrodgm.diagnostics.plots import image_grid, in_ink, scatter
 from pyrodgm.members import member
 from pyrodgm.runs.folder import read_config, read_metrics, read_samples
@@ -51,7 +52,7 @@ def write_comparison(run_dirs: Iterable[str | Path], path: str | Path) -> Path:
     groups = _groups(run_dirs)
     sections = "".join(_section(data, rows, path) for data, rows in groups.items())
     kinds = {row.held_out["kind"] for rows in groups.values() for row in rows}
-    meaning = "".join(f"<tr><td>{badge(k)}</td><td>{KINDS[k][3]}</td></tr>" for k in KINDS if k in kinds)
+    meaning = "".join(f"<tr><td>{badge(k)}</td><td>{KINDS[k].meaning}</td></tr>" for k in KINDS if k in kinds)
     title = "Models compared"
     lead = (
         "Log-likelihood of test rows in nats for each datum, &plusmn; one standard error; larger is better. "
@@ -102,7 +103,7 @@ def _table(rows: Sequence[_Row], page: Path) -> str:
     head = ["model", "family", "log-likelihood", "kind", *["bits/dim"] * dense, "parameters", "training", "report"]
     lines = [head]
     for row in rows:
-        link = html.escape(os.path.relpath(row.path / "report.html", page.parent))
+        link = html.escape(quote(os.path.relpath(row.path / "report.html", page.parent)))
         lines.append([
             f"<b>{html.escape(row.name)}</b>", member(row.config["model"]).family, interval(row.held_out),
             badge(row.held_out["kind"]), *[bits(row.held_out)] * dense,
@@ -125,11 +126,12 @@ def _pictures(rows: Sequence[_Row]) -> str:
         score = "samples only" if row.held_out["value"] is None else interval(row.held_out)
         about = f"<b>{html.escape(row.name)}</b> {score}"
         if shape is None:
-            figures.append(figure(png(scatter(real, samples)), f"real data beside samples of {row.name}", over=about))
+            both = f"real data beside samples of {row.name}"
+            figures.append(picture_html(png(scatter(real, samples)), both, over=about))
             continue
         if not figures:
             drawn = png(image_grid(in_ink(real, real), shape, *_GRID))
-            figures.append(figure(drawn, "real data", over='<b class="real">real data</b> test rows'))
+            figures.append(picture_html(drawn, "real data", over='<b class="real">real data</b> test rows'))
         drawn = png(image_grid(in_ink(samples, real), shape, *_GRID))
-        figures.append(figure(drawn, f"samples of {row.name}", over=about))
+        figures.append(picture_html(drawn, f"samples of {row.name}", over=about))
     return "".join(figures)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrodgm.core import GenerativeModel, Latent, Tractable, evaluating
 from pyrodgm.diagnostics.plots import image_grid
 from pyrodgm.distributions.flow import FlowDistribution
+from pyrodgm.evaluation.likelihood import given_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,17 +29,17 @@ def encode(model: GenerativeModel, x: Tensor, context: Tensor | None = None) -> 
         x: (B, *event).
         context: (B, C).
     Shapes: returns (B, *latent).
-    Raises: TypeError if the model has no latents.
+    Raises: TypeError if the model has no latents, or q(z | x) or p(x | z) no mean in closed form.
     Example:
         >>> from pyrodgm.tractable import RealNVP
         >>> flow, x = RealNVP(2), torch.randn(3, 2)
         >>> torch.allclose(decode(flow, encode(flow, x)), x, atol=1e-5)
         True
     """
-    x, context = model.check(x, context)
+    x, context = given_rows(model, x, context)
     with evaluating(model):
         if isinstance(model, Latent):
-            return model.posterior(x, context).mean
+            return _mean(model.posterior(x, context), "guide")
         for transform in reversed(_flow(model, context).transforms):
             x = transform.inverse_and_ladj(x)[0]
         return x
@@ -51,16 +52,27 @@ def decode(model: GenerativeModel, z: Tensor, context: Tensor | None = None) -> 
     Shapes: z (B, *latent) -> (B, *event).
     """
     _, context = model.check(None, context)
+    z, context = z.to(model.device), None if context is None else context.to(model.device)
     with evaluating(model):
         if isinstance(model, Latent):
             decoder: Any = getattr(model, "decode", None)
             if decoder is None:
                 raise TypeError(f"expected a latent model with decode(z, context), got {type(model).__name__}")
-            mean: Tensor = decoder(z, context).mean
-            return mean
+            return _mean(decoder(z, context), "likelihood")
         for transform in _flow(model, context).transforms:
             z = transform.call_and_ladj(z)[0]
         return z
+
+
+def _mean(distribution: Any, part: str) -> Tensor:
+    try:
+        mean: Tensor = distribution.mean
+    except NotImplementedError:
+        raise TypeError(
+            f"expected a {part} with a mean in closed form, got {type(distribution).__name__}, which has none; use "
+            "model.reconstruct(x), or average draws"
+        ) from None
+    return mean
 
 
 def _flow(model: GenerativeModel, context: Tensor | None) -> FlowDistribution:

@@ -6,19 +6,29 @@ import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrodgm.files import write_text
 
-__all__ = ["KINDS", "badge", "bits", "duration", "figure", "interval", "short", "write_page"]
+__all__ = ["KINDS", "Kind", "badge", "bits", "duration", "interval", "picture_html", "short", "write_page"]
 
-KINDS = {  # of a held-out log-likelihood: signs before it and before its bits/dim, name, what it means
-    "exact": ("", "", "exact", "the model's own log p(x)"),
-    "bound": ("&ge;&#8239;", "&le;&#8239;", "lower bound",
-              "by importance sampling; the model's own value may be larger"),
-    "AIS estimate": ("&asymp;&#8239;", "&asymp;&#8239;", "estimate",
-                     "the normaliser by annealed importance sampling, which tends to flatter the model"),
-    "none": ("", "", "none", "no likelihood: this model can only be sampled; judge it by its samples"),
+
+class Kind(NamedTuple):
+    """How a page shows a kind of held-out log-likelihood."""
+
+    name: str
+    meaning: str
+    sign: str = ""  # before the number
+    bits_sign: str = ""  # before its bits/dim
+
+
+KINDS = {
+    "exact": Kind("exact", "the model's own log p(x)"),
+    "bound": Kind("lower bound", "by importance sampling; the model's own value may be larger",
+                  "&ge;&#8239;", "&le;&#8239;"),
+    "AIS estimate": Kind("estimate", "the normaliser by annealed importance sampling, which tends to flatter the model",
+                         "&asymp;&#8239;", "&asymp;&#8239;"),
+    "none": Kind("none", "no likelihood: this model can only be sampled; judge it by its samples"),
 }  # fmt: skip
 
 _STYLE = """
@@ -59,7 +69,7 @@ def write_page(path: Path, title: str, body: str) -> Path:
     return path
 
 
-def figure(png: bytes, text: str, caption: str = "", over: str = "") -> str:
+def picture_html(png: bytes, text: str, caption: str = "", over: str = "") -> str:
     """A picture with the text for those who cannot see it, and HTML under or over it."""
     image = f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     over, caption = (f"<figcaption>{part}</figcaption>" if part else "" for part in (over, caption))
@@ -72,18 +82,18 @@ def interval(held_out: Mapping[str, Any]) -> str:
         return "&ndash;"
     error = held_out["standard_error"]
     spread = "" if error is None else f" &plusmn; {error:.2f}"
-    return f"{KINDS[held_out['kind']][0]}{_minus(held_out['value'], 2)}{spread}"
+    return f"{KINDS[held_out['kind']].sign}{_minus(held_out['value'], 2)}{spread}"
 
 
 def bits(held_out: Mapping[str, Any]) -> str:
     """Bits/dim with the sign of their kind, as HTML."""
     value = held_out["bits_per_dim"]
-    return "&ndash;" if value is None else f"{KINDS[held_out['kind']][1]}{_minus(value, 3)}"
+    return "&ndash;" if value is None else f"{KINDS[held_out['kind']].bits_sign}{_minus(value, 3)}"
 
 
 def badge(kind: str) -> str:
     """The name of a kind of log-likelihood, in its colour."""
-    name = KINDS[kind][2]
+    name = KINDS[kind].name
     return f'<span class="kind {name.split()[-1]}">{name}</span>'
 
 

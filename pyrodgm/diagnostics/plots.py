@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pyrodgm.engine.result import Fit
+
 __all__ = ["OF_THE_LOSS", "curves", "image_grid", "in_ink", "real_and_samples", "scatter"]
 
 _CYCLE = (MODEL, "#2b6c8f", "#6b8e4e", "#8a5a9e")
 _WIDE = 7.6  # inches of a figure that fills a page
+_NO_LOSS = ("epoch", "step", "seconds", "held_out", "lr")
 OF_THE_LOSS = ("loss", "negative log-likelihood", "negative bound")
 
 
@@ -53,23 +56,32 @@ def image_grid(
 
 
 def curves(
-    history: Sequence[Mapping[str, float]], unit: str = "nats/datum", held_out_name: str = "loss", title: str = ""
+    run: Fit | Sequence[Mapping[str, float]],
+    unit: str = "nats/datum",
+    held_out_name: str = "loss",
+    title: str = "",
 ) -> Figure:
     """Each player's loss and the held-out score against the epoch.
 
     The score shares the axes of the loss where both measure the same, else it has its own; the best is marked.
 
     Args:
-        history: of a :class:`pyrodgm.Fit`: dicts with "epoch", one loss a player, maybe "held_out".
-        unit: of the losses.
-        held_out_name: what "held_out" measures.
+        run: a :class:`pyrodgm.Fit`, which says what its numbers are; or its history alone, as a CSV file keeps it: of
+            that "loss" is drawn, or, where several players have losses, all that is there.
+        unit: of the losses of a history.
+        held_out_name: what "held_out" of a history measures.
     Example:
         >>> figure = curves([{"epoch": 1, "model": 3.0, "held_out": 3.2}, {"epoch": 2, "model": 2.0, "held_out": 2.5}])
         >>> len(figure.axes)
         1
     """
-    skip = {"epoch", "step", "seconds", "held_out", "lr"}
-    players = list(dict.fromkeys(k for row in history for k, v in row.items() if k not in skip and _is_number(v)))
+    if isinstance(run, Sequence):
+        history, names = run, dict.fromkeys(k for row in run for k in row if k not in _NO_LOSS)
+        names = {"loss": None} if "loss" in names else names
+    else:
+        history, names = run.history, dict.fromkeys(run.losses)
+        unit, held_out_name = run.unit, run.held_out_name
+    players = [k for k in names if any(_is_number(row.get(k)) for row in history)]
     scored = any(_is_number(row.get("held_out")) for row in history)
     shared = scored and len(players) == 1 and held_out_name in OF_THE_LOSS
     panels = 2 if scored and not shared else 1

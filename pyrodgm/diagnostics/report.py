@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyrodgm.diagnostics.canvas import png, save
-from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, figure, interval, short, write_page
+from pyrodgm.diagnostics.page import KINDS, badge, bits, duration, interval, picture_html, short, write_page
 from pyrodgm.diagnostics.plots import OF_THE_LOSS, curves, real_and_samples
 from pyrodgm.members import member
 from pyrodgm.runs.config import fit_command, train_call
@@ -18,21 +18,23 @@ from pyrodgm.runs.folder import read_config, read_history, read_metrics, read_sa
 __all__ = ["write_report"]
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None) -> Path:
     """Draw a run folder's pictures and write its ``report.html``, a single file without external links.
 
     Args:
         run_dir: a run of :func:`pyrodgm.runs.train`.
+        metrics: what its ``metrics.json`` will hold; by default what it holds.
     Raises: ValueError if the folder is no finished run.
     """
     path = Path(run_dir)
-    config, metrics = read_config(path), read_metrics(path)
+    config = read_config(path)
+    metrics = read_metrics(path) if metrics is None else metrics
     drawn = real_and_samples(*read_samples(path), config["shape"]["image_shape"])
     save(drawn, path / "samples.png")
-    pictures = figure(png(drawn), "real data beside samples", _about_samples(config))
+    pictures = picture_html(png(drawn), "real data beside samples", _about_samples(config))
     drawn = curves(read_history(path), metrics["unit"], metrics["held_out_name"])
     save(drawn, path / "curves.png")
-    training = figure(png(drawn), "loss against epoch", _about_training(metrics))
+    training = picture_html(png(drawn), "loss against epoch", _about_training(metrics))
     which = member(config["model"])
     scored = "Held-out score" if metrics["held_out"]["value"] is None else "Held-out log-likelihood"
     lead = f"{which.line}. Family: {which.family}. Source: {which.source}, {which.year}."
@@ -53,7 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 def _headline(metrics: Mapping[str, Any]) -> str:
     held_out, best = metrics["held_out"], metrics["best"]
-    kind = f"{badge(held_out['kind'])} {KINDS[held_out['kind']][3]}."
+    kind = f"{badge(held_out['kind'])} {KINDS[held_out['kind']].meaning}."
     if held_out["value"] is None:
         score = f"{best['held_out']:.4f}" if best else "&ndash;"
         return (

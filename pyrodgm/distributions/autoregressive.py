@@ -17,6 +17,8 @@ from pyrodgm.shapes import expand_to
 
 __all__ = ["AutoregressiveDistribution", "MixtureOfOrders"]
 
+_NUMBERS_AT_ONCE = 2**26  # inputs and outputs of the network that one pass of sampling holds
+
 
 class AutoregressiveDistribution(TorchDistribution):
     r""":math:`p(x) = \prod_d p(x_d \mid x_{<d}, c)` with all conditionals from one masked network.
@@ -69,10 +71,19 @@ class AutoregressiveDistribution(TorchDistribution):
         context = (
             None if self.context is None else self.context.expand(*shape[:-1], -1).reshape(rows, self.context.shape[-1])
         )
+        step = max(1, _NUMBERS_AT_ONCE // (shape[-1] * (self.net.outputs + (self.net.categories or 1))))
+        parts = [
+            self._pass(min(step, rows - i), None if context is None else context[i : i + step])
+            for i in range(0, max(rows, 1), step)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(shape)
+
+    def _pass(self, rows: int, context: Tensor | None) -> Tensor:
+        """Draws (N, D), a row of the context (N, C) each."""
         state = IncrementalPass(self.net, context, rows, int(self.index))
         for i in range(self.net.features):
             state.set(i, self.conditional.sample(state.parameters(i)))
-        return state.result().reshape(shape)
+        return state.result()
 
 
 class MixtureOfOrders(TorchDistribution):

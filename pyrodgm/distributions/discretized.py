@@ -27,8 +27,9 @@ class _Levels(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         level = value * (self.levels - 1)
-        # float32 pictures divided by 255 are off by some 1e-5 of a level
-        return (value >= 0) & (value <= 1) & ((level - level.round()).abs() < 1e-3)
+        # what float32 makes of a level: some 1e-5 of one where there are 256, a hundredth where there are 2^16
+        tolerance = (4 * torch.finfo(torch.float32).eps * self.levels).clamp(min=1e-3)
+        return (value >= 0) & (value <= 1) & ((level - level.round()).abs() < tolerance)
 
 
 class DiscretizedLogistic(TorchDistribution):

@@ -106,7 +106,7 @@ class FlowDistribution(TransformedDistribution):
         with torch.no_grad():
             y = draw_from(self.base_dist, sample_shape)
             for transform in self.transforms:
-                y = transform.call_and_ladj(y)[0]
+                y = transform._call(y)
             return y
 
     def log_prob(self, value: Tensor) -> Tensor:

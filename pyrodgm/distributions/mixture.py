@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pyrodgm.core import Tractable
 from pyrodgm.draws import draw_from
-from pyrodgm.shapes import expand_to, join_context
+from pyrodgm.shapes import base_constraint, expand_to, is_real, join_context
 
 __all__ = ["Aggregate", "MixtureDistribution"]
 
@@ -81,7 +81,7 @@ class MixtureDistribution(TorchDistribution):
     def support(self) -> Any:
         if self._supports is None:
             return self.components[0].support
-        whole = next((s for s in self._supports if _base(s) is constraints.real), None)
+        whole = next((s for s in self._supports if is_real(s)), None)
         return _Union(self._supports, len(self.event_shape)) if whole is None else whole
 
     @property
@@ -149,7 +149,8 @@ def _unlike(components: Sequence[Distribution]) -> list[Any] | None:
         supports: list[Any] = [c.support for c in components]
     except NotImplementedError:
         return None
-    first, *others = map(_base, supports)  # of equal event shapes, so which dimensions are the event's is no matter
+    # of equal event shapes, so which dimensions are the event's is no matter
+    first, *others = map(base_constraint, supports)
     if all(_alike(first, other) for other in others):
         return None
     if len({s.is_discrete for s in supports}) > 1:
@@ -175,12 +176,6 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b)
 
 
-def _base(support: Any) -> Any:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
 def _within(support: Any, value: Tensor, event_dim: int) -> Tensor:
     """Whether each event lies in a support: (*S, *B, *event) -> (*S, *B)."""
     inside = support.check(value)
@@ -193,7 +188,7 @@ def _point(support: Any, event_shape: torch.Size, like: Tensor) -> Tensor:
 
     Raises: ValueError if none is known.
     """
-    base = _base(support)
+    base = base_constraint(support)
     if support.is_discrete and not base.event_dim:  # bits, counts, levels and codes begin at 0 or at their bound
         return like.new_zeros(event_shape) + getattr(base, "lower_bound", 0.0)
     try:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear, softplus
 
 from pyrodgm.energy.normalised import estimate_log_partition
-from pyrodgm.energy.states import binary_states
+from pyrodgm.energy.states import binary_states, summed_in_chunks
 from pyrodgm.energy.visible_units import BernoulliUnits, VisibleUnits, draw_bernoulli
 
 __all__ = [
@@ -52,6 +51,17 @@ class RBMConditionals:
 
     def visible_given_hidden(self, h: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.units.draw(torch.addmm(self.visible_bias, h, self.weight), generator)
+
+    @property
+    def levels(self) -> int | None:
+        """Levels of a group of visible units, of which one is 1; None for units by themselves."""
+        return getattr(self.units, "levels", None)
+
+    def discrete_energy(self, v: Tensor) -> Tensor:
+        """E(v), the hidden units summed out, for kernels that flip units: (chains, V) -> (chains,)."""
+        t = self.units.statistic(v)
+        inputs = linear(t, self.weight) + self.hidden_bias
+        return -(t * self.visible_bias).sum(-1) - softplus(inputs).sum(-1) - self.units.carrier(v)
 
     def path(self) -> AnnealedRBM:
         """From independent units with these visible biases to the RBM."""
@@ -159,13 +169,7 @@ def enumerate_layers(weight: Tensor, b: Tensor, c: Tensor, units: VisibleUnits) 
         total = units.log_partition(inputs + high @ weight[low:]) + bias
         return total.logsumexp(0) + high @ c[low:]
 
-    # with gradients, many chunks are computed twice rather than all kept
-    again = layer > low and torch.is_grad_enabled() and any(t.requires_grad for t in (weight, b, c))
-    parts = [
-        checkpoint(chunk, high, use_reentrant=False) if again else chunk(high)
-        for high in binary_states(layer - low, weight)
-    ]
-    return torch.stack(parts).logsumexp(0)
+    return summed_in_chunks(chunk, binary_states(layer - low, weight).unbind(0), weight, b, c)
 
 
 def log_partition_of_layers(

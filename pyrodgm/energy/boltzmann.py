@@ -7,13 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from pyrodgm.draws import one_of
 from pyrodgm.energy.completion import Incomplete
 from pyrodgm.energy.linked_units import AnnealedMachine, BoltzmannConditionals, draw_units, quadratic_energy
 from pyrodgm.energy.normalised import Normalised, estimate_log_partition, one_context, seeded
-from pyrodgm.energy.states import Spins, binary_states, log_odds
+from pyrodgm.energy.states import Spins, binary_states, log_odds, summed_in_chunks
 from pyrodgm.kernels.sweep import GibbsSweep, colour
 
 __all__ = ["BoltzmannMachine"]
@@ -252,11 +251,7 @@ class BoltzmannMachine(Normalised):
         def chunk(s: Tensor) -> Tensor:
             return (-quadratic_energy(s, weight, bias)).logsumexp(0)
 
-        chunks = self._states(len(bias), bias).split(_STATES_AT_ONCE)
-        # with gradients, many chunks are computed twice rather than all kept
-        again = len(chunks) > 1 and torch.is_grad_enabled() and weight.requires_grad
-        parts = [checkpoint(chunk, s, use_reentrant=False) if again else chunk(s) for s in chunks]
-        return torch.stack(parts).logsumexp(0)
+        return summed_in_chunks(chunk, self._states(len(bias), bias).split(_STATES_AT_ONCE), weight, bias)
 
     @torch.no_grad()
     def marginals(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from pyrodgm.energy.bipartite import RBMConditionals, few_states, input_of_few_l
 from pyrodgm.energy.gap import Gap, Offsets, energy_gap
 from pyrodgm.energy.normalised import Normalised, log_partitions, one_context, seeded
 from pyrodgm.energy.rbm import RBM
-from pyrodgm.energy.states import binary_states
+from pyrodgm.energy.states import binary_states, deep_sizes
 from pyrodgm.energy.twins import TwinRBM
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 from pyrodgm.kernels.gibbs import BlockGibbs
@@ -40,7 +40,7 @@ class DeepBoltzmannMachine(Normalised):
     from the mean-field posterior otherwise. ``energy`` needs the enumeration; :meth:`variational_energy` and
     :meth:`bound` do not. A context c shifts every bias, :math:`b_l(c) = b_l + B_l c`.
 
-    Train the layers of :meth:`stack` one by one with ``pyrodgm.engine.fit_stack``, put them together with
+    Train the layers of :meth:`stack` one by one with ``pyrodgm.fit_stack``, put them together with
     :meth:`from_stack`, then train jointly with ``MeanFieldContrastive``. Or start jointly from one trained RBM, by
     :meth:`from_rbm`.
 
@@ -62,12 +62,7 @@ class DeepBoltzmannMachine(Normalised):
     """
 
     def __init__(self, visible: int, hidden: Sequence[int], context: int = 0) -> None:
-        sizes = (visible, *hidden)
-        if len(sizes) < 3 or min(sizes) < 1:
-            raise ValueError(
-                f"expected visible >= 1 and at least two hidden sizes >= 1, got {visible} and {list(hidden)}; "
-                "one hidden layer is an RBM"
-            )
+        sizes = deep_sizes(visible, hidden)
         super().__init__((visible,), context)
         self.sizes = sizes
         self.kernel = BlockGibbs()

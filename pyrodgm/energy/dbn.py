@@ -15,7 +15,7 @@ from pyrodgm.energy.bipartite import RBMConditionals
 from pyrodgm.energy.normalised import Normalised, log_partitions
 from pyrodgm.energy.rbm import RBM
 from pyrodgm.energy.recognition import Recognition, bernoulli_log_prob
-from pyrodgm.energy.states import binary_states
+from pyrodgm.energy.states import binary_states, deep_sizes
 from pyrodgm.energy.visible_units import BernoulliUnits, draw_bernoulli
 
 __all__ = ["DeepBeliefNetwork"]
@@ -36,7 +36,7 @@ class DeepBeliefNetwork(Normalised):
     20 units together, h_L not counted. Larger ones have :meth:`log_weights` and :meth:`bound`, by a
     :class:`Recognition` network. A context shifts the biases of the top machine.
 
-    Train a list of RBMs by ``pyrodgm.engine.fit_stack``, put it together with :meth:`from_stack`, then fine-tune by
+    Train a list of RBMs by ``pyrodgm.fit_stack``, put it together with :meth:`from_stack`, then fine-tune by
     ``UpDown``.
 
     Args:
@@ -58,12 +58,7 @@ class DeepBeliefNetwork(Normalised):
     """
 
     def __init__(self, visible: int, hidden: Sequence[int], context: int = 0) -> None:
-        sizes = (visible, *hidden)
-        if len(sizes) < 3 or min(sizes) < 1:
-            raise ValueError(
-                f"expected visible >= 1 and at least two hidden sizes >= 1, got {visible} and {list(hidden)}; "
-                "one hidden layer is an RBM"
-            )
+        sizes = deep_sizes(visible, hidden)
         super().__init__((visible,), context)
         self.sizes = sizes
         self.top = RBM(sizes[-2], sizes[-1], context)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrodgm.core import Tractable
+from pyrodgm.core import Tractable, evaluating
 from pyrodgm.energy.neural import _Perceptron
 from pyrodgm.energy.tilted import TiltedEnergy
 from pyrodgm.kernels.base import Kernel
@@ -41,7 +41,7 @@ class JointEnergy(TiltedEnergy):
     Example:
         >>> import torch
         >>> joint = JointEnergy.mlp(features=2, classes=3, hidden=[16], context=3)
-        >>> joint.classify(torch.zeros(4, 2)).probs.shape
+        >>> joint.classify(torch.zeros(4, 2)).shape
         torch.Size([4, 3])
         >>> joint.sample(5, context=torch.eye(3)).shape  # five draws of each class
         torch.Size([5, 3, 2])
@@ -90,16 +90,21 @@ class JointEnergy(TiltedEnergy):
 
     def logits(self, x: Tensor) -> Tensor:
         """f(x), (*B, *event) -> (*B, K)."""
-        x = self._check_x(x)
+        x = self.check_x(x)
         lead = x.shape[: x.dim() - len(self.event_shape)]
         f: Tensor = self.net(x.reshape(-1, *self.event_shape))
         if f.shape[1:] != (self.classes,):
             raise ValueError(f"expected a net with {self.classes} outputs a row, got {tuple(f.shape[1:])}")
         return f.reshape(*lead, self.classes)
 
-    def classify(self, x: Tensor) -> dist.OneHotCategorical:
+    def labels(self, x: Tensor) -> dist.OneHotCategorical:
         """p(y | x), batch shape (*B), over one-hot labels; ``.probs`` and ``.logits`` are (*B, K)."""
         return dist.OneHotCategorical(logits=self.logits(x))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """p(y | x) without gradients, in eval mode: (*B, *event) -> (*B, K), rows of probabilities."""
+        with evaluating(self):
+            return self.labels(x).probs
 
     def tilt(self, x: Tensor, context: Tensor | None) -> Tensor:
         f = self.logits(x)

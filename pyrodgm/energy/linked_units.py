@@ -43,6 +43,10 @@ class BoltzmannConditionals:
             s[:, units] = drawn if free is None else torch.where(free[:, units], drawn, s[:, units])
         return s
 
+    def discrete_energy(self, s: Tensor) -> Tensor:
+        """E(s), for kernels that flip units: (chains, N) -> (chains,)."""
+        return quadratic_energy(s, self.weight, self.bias)
+
     def path(self) -> AnnealedMachine:
         """From independent units with these biases to the machine."""
         return AnnealedMachine(self, self.bias)

@@ -51,8 +51,8 @@ class TiltedEnergy(Energy):
     def __init__(
         self, event_shape: int | tuple[int, ...], base: Tractable | None, kernel: Kernel | None, context: int
     ) -> None:
-        event = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        super().__init__(event, context)
+        super().__init__(event_shape, context)
+        event = tuple(self.event_shape)
         base = StandardNormal(event) if base is None else base
         if tuple(base.event_shape) != event or base.context not in (0, context):
             raise ValueError(

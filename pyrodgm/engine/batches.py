@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from pyrodgm.core import GenerativeModel
 from pyrodgm.engine.rows import Batch, as_rows, as_tensor, check_rows
 
-__all__ = ["Batches", "as_batches"]
+__all__ = ["Batches", "as_batches", "check_shares"]
 
 
 def _entropy(seed: int, epoch: int) -> int:
@@ -36,6 +37,10 @@ class Batches(ABC):
 
     rows: int
     per_epoch: int
+
+    def digest(self) -> str | None:
+        """A word that tells these rows from others, the same in float32 and float64; None where they are on a disk."""
+        return None
 
     @abstractmethod
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -68,6 +73,13 @@ class TensorBatches(Batches):
         self.x, self.context, self.picks = x, context, picks
         self.rows, self.per_epoch = len(x), picks.batches
 
+    def digest(self) -> str:
+        found = hashlib.blake2b(digest_size=8)
+        for rows in (self.x, self.context):
+            if rows is not None:
+                found.update(rows.float().cpu().flatten().numpy().data)
+        return found.hexdigest()
+
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         for index in self.picks(seed, epoch, start):
             index = index.to(self.x.device, non_blocking=True)
@@ -94,7 +106,8 @@ class DatasetBatches(Batches):
         # A loader draws a seed for its workers: from a generator of its own, so that resuming draws nothing twice.
         self.generator = torch.Generator()
         self.loader = DataLoader(data, batch_sampler=self.sampler, generator=self.generator)
-        _check_all(DataLoader(data, batch_size=1024, generator=torch.Generator()), model, name)
+        checked = DataLoader(data, batch_size=min(1024, picks.batch_size), generator=torch.Generator())
+        _check_all(checked, model, name)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         self.sampler.indices = self.picks(seed, epoch, start)
@@ -106,9 +119,9 @@ class DatasetBatches(Batches):
 class LoaderBatches(Batches):
     """A user's own loader: its batches in its order; it is read once at first to be checked.
 
-    Its random numbers come from a stream that is a function of (seed, epoch), so a run resumes
-    exactly whether it shuffles or augments. Ranks share out each batch, unless the loader's own
-    sampler is a DistributedSampler.
+    Its random numbers, by torch's generator, its own and its samplers', come from streams that are functions of
+    (seed, epoch), so a run resumes exactly whether it shuffles or augments. Ranks share out each batch, unless the
+    loader's own sampler is a DistributedSampler.
     """
 
     def __init__(
@@ -154,18 +167,17 @@ class LoaderBatches(Batches):
 def _in_own_stream(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
     """The batches of a loader, its random numbers from ``seed``: those between the batches do not see it."""
     outer = torch.default_generator
-    of_loader = loader.generator if isinstance(loader.generator, torch.Generator) else None
-    kept = outer.get_state() if of_loader is None else of_loader.get_state()
+    own = _generators(loader)
+    kept = [generator.get_state() for generator in own]
     batches: Iterator[Any] | None = None
-    inner = kept
+    inner = outer.get_state()
     try:
         while True:
             outside = outer.get_state()
             try:
                 if batches is None:
-                    outer.manual_seed(seed)
-                    if of_loader is not None:
-                        of_loader.manual_seed(seed)
+                    for generator in (outer, *own):
+                        generator.manual_seed(seed)
                     batches = iter(loader)
                 else:
                     outer.set_state(inner)
@@ -177,11 +189,18 @@ def _in_own_stream(loader: DataLoader[Any], seed: int) -> Iterator[Any]:
                 return
             yield batch
     finally:
-        if of_loader is not None:
-            of_loader.set_state(kept)
+        for generator, state in zip(own, kept, strict=True):
+            generator.set_state(state)
 
 
 _END = object()
+
+
+def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """Those that a loader's order is drawn from, besides torch's own."""
+    parts = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = [getattr(part, "generator", None) for part in parts]
+    return [g for g in found if isinstance(g, torch.Generator) and g is not torch.default_generator]
 
 
 def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> list[int]:
@@ -207,6 +226,12 @@ def _pair(batch: Any, model: GenerativeModel, name: str) -> Batch:
     x, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
     context = as_tensor(rest[0], f"{name}'s context", model) if rest and model.context else None
     return as_tensor(x, name, model), context
+
+
+def check_shares(batch_size: int, world: int) -> None:
+    """Raise ValueError for a batch that so many processes cannot share out in equal parts."""
+    if batch_size % world:
+        raise ValueError(f"expected batch_size to be a multiple of the {world} devices, got {batch_size}")
 
 
 def as_batches(
@@ -237,8 +262,7 @@ def as_batches(
         raise ValueError(f"expected context=None beside a {type(data).__name__}; let it yield pairs (x, context)")
     if isinstance(data, DataLoader):
         return LoaderBatches(data, model, name, rank, world, even)
-    if world > 1 and batch_size % world:
-        raise ValueError(f"expected batch_size to be a multiple of the {world} devices, got {batch_size}")
+    check_shares(batch_size, world)
     if type(data) is TensorDataset:
         tensors = data.tensors
         data, context = tensors[0], tensors[1] if model.context and len(tensors) > 1 else None

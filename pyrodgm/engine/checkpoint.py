@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyrodgm.files import PREFIX, write_atomically
+from pyrodgm.files import remove_unfinished, write_atomically
 
 __all__ = ["CheckpointError", "fingerprint", "load_latest", "save"]
 
 _FORMAT = "pyrodgm-checkpoint"
-_VERSION = 3
+_VERSION = 4
 _KEPT = 2  # the newest and, in case that one is damaged, the one before
 
 
@@ -61,9 +61,7 @@ def load_latest(folder: Path, expected: str) -> tuple[dict[str, Any], Path] | No
     renamed to ``*.refused``. What a killed run had begun to write is removed.
     Raises: CheckpointError if files are there and none can be used.
     """
-    if folder.is_dir():
-        for unfinished in folder.glob(f"{PREFIX}*"):
-            unfinished.unlink(missing_ok=True)
+    remove_unfinished(folder)
     refused: list[tuple[Path, CheckpointError]] = []
     for path in reversed(_files(folder)):
         try:

@@ -74,16 +74,14 @@ def _first_layer(
 def _first_site(model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> str | None:
     if model.family == "implicit":
         return None
-    try:
-        with torch.no_grad():
-            guide = poutine.trace(model.guide).get_trace(x, context, n=n)
-            program = poutine.trace(poutine.replay(model, trace=guide)).get_trace(x, context, n=n)
-            for trace, where in ((guide, "guide"), (program, "model")):
-                for name, site in sample_sites(trace).items():
-                    if not torch.isfinite(site["value"]).all():
-                        return f"site {name!r} of the {where} has values that are not finite"
-                    if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
-                        return f"site {name!r} of the {where} has a log_prob that is not finite"
-    except Exception as error:  # the search must not hide the error that it explains
-        return f"the program raises {type(error).__name__}: {error}"
+    # A program that raises, whatever for, gives no reason: the search must not hide the error that it explains.
+    with suppress(Exception), torch.no_grad():
+        guide = poutine.trace(model.guide).get_trace(x, context, n=n)
+        program = poutine.trace(poutine.replay(model, trace=guide)).get_trace(x, context, n=n)
+        for trace, where in ((guide, "guide"), (program, "model")):
+            for name, site in sample_sites(trace).items():
+                if not torch.isfinite(site["value"]).all():
+                    return f"site {name!r} of the {where} has values that are not finite"
+                if not torch.isfinite(site["fn"].log_prob(site["value"])).all():
+                    return f"site {name!r} of the {where} has a log_prob that is not finite"
     return None

@@ -6,6 +6,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyrodgm.core import GenerativeModel, Latent, evaluating
+from pyrodgm.core import Energy, GenerativeModel, Latent, evaluating
 from pyrodgm.engine.batches import Batches, as_batches
-from pyrodgm.engine.fabric import make_fabric
+from pyrodgm.engine.fabric import SPAWNED, check_precision, make_fabric
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.result import Fit
 from pyrodgm.engine.settings import Settings, check_seed
+from pyrodgm.engine.surroundings import interruptible
 from pyrodgm.evaluation.likelihood import unnormalised_site
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.default import default_objective
@@ -111,8 +113,10 @@ def fit(
         lr_schedule: makes a schedule of (optimiser, total steps), stepped after each step.
         clip: largest gradient norm.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:1"; model and objective stay there afterwards.
-        precision: as Lightning Fabric takes it, such as "bf16-mixed" (not for Boltzmann machines).
-        strategy: as Lightning Fabric takes it: "ddp" under ``torchrun``, "ddp_spawn" in a script.
+        precision: as Lightning Fabric takes it, such as "bf16-mixed" (not for Boltzmann machines); "16-true" and
+            "bf16-true" are refused.
+        strategy: as Lightning Fabric takes it: "ddp", which several devices have by default, under ``torchrun``,
+            "ddp_spawn" in a script.
         devices: processes of a node; each takes an equal share of every batch, with noise of its own.
         compile: trace the loss through the program and compile it (one player); where that fails,
             train as without, with a warning that says why.
@@ -120,7 +124,8 @@ def fit(
         checkpoint_every: steps between checkpoints besides those at the epochs' ends.
         resume: go on bit-exactly from the newest checkpoint in the folder, if there is one; a
             finished run returns at once, or goes on where ``epochs`` or ``steps`` are more, unless its
-            schedule of the learning rate was to end with it.
+            schedule of the learning rate was to end with it. Noise that a Dataset draws by another generator than
+            torch's, or in persistent workers, does not come again.
         callbacks: called with the run so far after each epoch; a True ends it.
         early_stopping: epochs without a better held-out score after which the run ends.
         csv: file for the history, a row an epoch.
@@ -129,7 +134,7 @@ def fit(
     Raises: ValueError or TypeError for bad data, arguments or folders, before the first step;
         FloatingPointError when a loss is not finite, with the parameter, layer or site named;
         CheckpointError if there are checkpoints and none can be used, or the newest is of a run with another seed,
-        number of processes or schedule.
+        number of processes, learning rate, schedule or argument of the objective, or with other data.
     Example:
         >>> from pyrodgm.tractable import RealNVP
         >>> run = fit(RealNVP(features=2), torch.randn(64, 2), epochs=2, progress=False)
@@ -137,13 +142,11 @@ def fit(
         ('finished', 2)
     """
     _check_types(model, objective, optimizer, callbacks)
-    check_seed(seed)
+    seed = check_seed(seed)
     if objective is None:
         with random_state(torch.device("cpu"), seed):
             objective = default_objective(model)
     objective.check(model)
-    if data is None:
-        data = _own_rows(model, objective, context, batch_size, seed)
     settings = Settings(
         epochs=epochs,
         steps=steps,
@@ -161,11 +164,14 @@ def fit(
         csv=None if csv is None else Path(csv),
         seed=seed,
         progress=progress,
-    )
-    settings.check(validate is not None)
-    _check_precision(model, precision)
+    ).checked(validate is not None)
+    if data is None:
+        data = _own_rows(model, objective, context, settings.batch_size, seed)
+    check_precision(model, precision)
     fabric = make_fabric(str(device), precision, strategy, devices)
-    with tempfile.TemporaryDirectory() as folder:
+    # Ctrl-C reaches spawned processes too, which then end well: the one that waits for them must outlast it
+    waiting = interruptible() if strategy in SPAWNED else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, waiting:
         job = _Job(model, objective, data, context, validate, settings, os.getpid(), Path(folder) / "run.pt")
         run: Fit | None = fabric.launch(job)
         return job.fetch() if run is None else run
@@ -249,24 +255,20 @@ def _initialize(model: GenerativeModel, batches: Batches, seed: int, device: tor
 
 
 def _check_scores(model: GenerativeModel, held_out: Batches, seed: int, device: torch.device) -> None:
-    """Refuse held-out rows for a program with an energy in it: its log Z moves, so scores do not compare."""
+    """Refuse held-out rows for a program with an energy that learns: its log Z moves, so scores do not compare."""
     if not isinstance(model, Latent):
         return
     model.to(device)
-    x, context = next(iter(held_out.epoch(seed, 0)))
+    first = next(held_out.epoch(seed, 0), None)
+    if first is None:  # where a process has no held-out row, another has one
+        return
+    x, context = first
     row = x[:1].to(device, model.dtype), None if context is None else context[:1].to(device, model.dtype)
     name = unnormalised_site(model, *row)
-    if name is not None:
+    energies = [m for m in model.modules() if isinstance(m, Energy)]
+    fixed = bool(energies) and not any(m.context or any(p.requires_grad for p in m.parameters()) for m in energies)
+    if name is not None and not fixed:
         raise ValueError(
             f"expected a program of normalised densities to score held-out rows, got {name!r}, whose log Z moves as it "
             "trains; fit without validate="
-        )
-
-
-def _check_precision(model: GenerativeModel, precision: Any) -> None:
-    coarse = [type(m).__name__ for m in model.modules() if not getattr(m, "mixed_precision", True)]
-    if coarse and "mixed" in str(precision):
-        raise ValueError(
-            f'expected precision="32-true" or "64-true" for {coarse[0]}, whose units are drawn by probabilities that '
-            f"{precision!r} would round"
         )

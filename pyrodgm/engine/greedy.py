@@ -40,8 +40,9 @@ def fit_stack(
             hidden units of those below. A belief network's bound then starts at the likelihood of the lower machine;
             otherwise it starts from scratch, and so does the bound.
         **options: of :func:`pyrodgm.fit`, the same for each machine; ``seed`` also draws the hidden units. Machine i
-            has the folder ``machine-i`` in ``checkpoint``, and its number in the name of ``csv``.
-    Shapes: returns the run of each machine.
+            has the folder ``machine-i`` in ``checkpoint``, and its number in the name of ``csv``. The same call again
+            goes on where it stopped. More epochs want another folder: the rows of all machines but the first change.
+    Shapes: returns the run of each machine; after Ctrl-C, of those up to the one that it ended.
     Raises: ValueError if a machine does not fit its rows, or cannot be tied, and for validate= or context=, which
         belong to the rows of one machine alone; TypeError for tied twins.
     Source: Hinton, Osindero and Teh (2006), A fast learning algorithm for deep belief nets; Salakhutdinov
@@ -74,6 +75,8 @@ def fit_stack(
             _tie(machine, stack[i - 1], goal, runs[-1].objective, generator)
         runs.append(fit(machine, rows, goal, **_own(options, i)))
         machine.to(data.device)
+        if runs[-1].stopped == "interrupted":
+            break
         rows = machine.draw_hidden(rows.to(machine.dtype), generator=generator)
     return runs
 

@@ -17,11 +17,12 @@ from pyrodgm.engine import checkpoint as checkpoints
 from pyrodgm.engine.batches import Batches
 from pyrodgm.engine.compile import CompiledLoss, compile_loss
 from pyrodgm.engine.diagnose import bad_parameter, find_nonfinite
+from pyrodgm.engine.fabric import unfuse
 from pyrodgm.engine.held_out import held_out_score
 from pyrodgm.engine.report import Bar, write_csv
 from pyrodgm.engine.result import Fit
 from pyrodgm.engine.settings import Settings
-from pyrodgm.engine.state import capture, restore
+from pyrodgm.engine.state import capture, learned, restore, told_by_arguments, told_by_data
 from pyrodgm.engine.surroundings import interruptible, validation
 from pyrodgm.objectives.base import Objective
 from pyrodgm.seeding import random_state
@@ -58,7 +59,7 @@ class Trainer:
         self.model, self.objective, self.settings, self.fabric = model, objective, settings, fabric
         self.total, self.per_epoch, self.device = total, per_epoch, fabric.device
         self.several, self.main = fabric.world_size > 1, fabric.global_rank == 0
-        self.lazy = self.device.type != "cpu"  # there, reading a loss at every step would stop the queue
+        self.lazy = self.device.type != "cpu"  # losses are read late: there, one at every step would stop the queue
         model.to(self.device)
         objective.to(self.device)
         self.players = {
@@ -68,16 +69,17 @@ class Trainer:
         self._set_up_optimizers()
         self.dtype = model.dtype
         self.fit = Fit(model, objective, unit=objective.unit, held_out_name=objective.held_out_name)
-        self.epoch = self.batch = self.steps = self.stale = 0
+        self.epoch = self.batch = self.steps = 0
+        self.stale = 0  # epochs since the best score
         self.sums: dict[str, list[float]] = {}  # for each player: loss times rows, rows
         self.pending: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
         self.best_state: dict[str, Tensor] | None = None
-        self.best_learned: dict[str, Tensor] = {}  # the objective's parameters beside it
+        self.best_learned: dict[str, Tensor] = {}  # by the objective, beside it
         self.moved: set[str] = set()  # players, in the step at hand
         self.seconds = self.compile_seconds = 0.0
-        self.saved: Path | None = None
-        self.checks, self.checking = ExitStack(), True  # validation is on for the first step
-        self.asked: Callable[[], bool] = lambda: False
+        self.saved: Path | None = None  # the last checkpoint
+        self.checks, self.checking = ExitStack(), True  # holds validation, which is on for the first step
+        self.asked: Callable[[], bool] = lambda: False  # whether Ctrl-C was pressed
         self.before: Tensor | None = None  # the random state at the start of a step
         self.clock = time.perf_counter()
         self.compiled: CompiledLoss | None = None
@@ -95,17 +97,22 @@ class Trainer:
             for k, ps in self.players.items()
             if ps
         }
+        self.told = told_by_arguments(self.objective, plain)  # before a schedule changes it
         self.schedules = {} if s.lr_schedule is None else {k: s.lr_schedule(o, self.total) for k, o in plain.items()}
-        self.fingerprint = checkpoints.fingerprint(
-            (self.model, self.objective), (*plain.values(), *self.schedules.values())
-        )
+        scaled = bool(self.fabric.strategy.precision.state_dict())  # by the scaler of float16
+        if scaled and s.clip is not None:
+            for o in plain.values():
+                unfuse(o)
         step: nn.Module = _Step(self.model, self.objective)
         self.step_module, wrapped = step, list(plain.values())
         if plain:
             self.step_module, *wrapped = self.fabric.setup(step, *plain.values())
+        self.fingerprint = checkpoints.fingerprint(  # now that the precision has set the parameters' type
+            (self.model, self.objective), (*plain.values(), *self.schedules.values())
+        )
         self.optimizers = dict(zip(plain, wrapped, strict=True))
         self.bad = torch.zeros((), device=self.device)  # 1 once a loss was not finite
-        if self.lazy and not self.fabric.strategy.precision.state_dict():
+        if self.lazy and not scaled:
             for o in plain.values():
                 if getattr(o, "_step_supports_amp_scaling", False):
                     o.found_inf = self.bad  # type: ignore[attr-defined]  # such an optimiser then stands still
@@ -114,8 +121,12 @@ class Trainer:
         """Train until ``total`` steps are done or something asks to stop."""
         s = self.settings
         stopped: str | None = None
+        if s.checkpoint is not None:
+            self.told |= told_by_data(self.objective, batches, held_out)
         if s.checkpoint is not None and s.resume:
             restore(self)
+            if held_out is None:  # the best of held-out rows that are no longer there is not what to end with
+                self.best_state, self.best_learned, self.fit.best = None, {}, None
             if s.early_stopping is not None and self.stale >= s.early_stopping:
                 stopped = "early_stopping"
         try:
@@ -131,8 +142,8 @@ class Trainer:
             if self.best_state is not None:
                 self.model.load_state_dict(self.best_state)
                 with torch.no_grad():  # what it has learned belongs to that state: log Z, a critic, a recognition net
-                    for name, parameter in self.objective.named_parameters():
-                        parameter.copy_(self.best_learned[name])
+                    for name, tensor in learned(self.objective).items():
+                        tensor.copy_(self.best_learned[name])
         finally:
             self.model.eval()
             self.objective.eval()
@@ -281,9 +292,16 @@ class Trainer:
         if self.batch >= self.per_epoch:
             self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
         self.fit.timings = self._timings()
-        for callback in self.settings.callbacks:
-            with random_state(self.device, self.settings.seed + self.epoch):
-                stop = "callback" if callback(self.fit) and stop is None else stop
+        try:
+            for callback in self.settings.callbacks:
+                with random_state(self.device, self.settings.seed + self.epoch):
+                    stop = "callback" if callback(self.fit) and stop is None else stop
+        except Exception:
+            if self.batch == 0 and not self.several:  # a mistake in a callback costs no epoch
+                self._save()
+            raise
+        if self.settings.csv is not None and self.main and self.settings.callbacks:  # again, with what they add to it
+            write_csv(self.settings.csv, self.fit.history)
         return self.fabric.broadcast(stop) if self.several else stop
 
     def _check(self) -> None:
@@ -299,7 +317,7 @@ class Trainer:
         if math.isfinite(row["held_out"]) and (best is None or row["held_out"] < best["held_out"]):
             self.fit.best, self.stale = {"epoch": row["epoch"], "held_out": row["held_out"]}, 0
             self.best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self.best_learned = {k: p.detach().clone() for k, p in self.objective.named_parameters()}
+            self.best_learned = {k: t.detach().clone() for k, t in learned(self.objective).items()}
             return None
         self.stale += 1
         return "early_stopping" if patience is not None and self.stale >= patience else None

@@ -58,7 +58,8 @@ def mcmc(
             sites are summed out by enumeration. A plate with ``subsample_size`` reads fresh rows at every step, each
             chain its own, and wants SGLD or SGHMC. Or an :class:`~pyrodgm.Energy` model, whose x is drawn.
         kernel: from :mod:`pyrodgm.kernels`, such as ``NUTS()``, ``ChEES()``, ``HMC()``, ``MALA(0.1)``.
-        args, kwargs: what the program is called with; for an energy model at most its context.
+        args, kwargs: what the program is called with, an argument of a name below by ``functools.partial``; for an
+            energy model at most its context.
         chains: rows of the state; hundreds cost little more than one.
         warmup: steps that tune the kernel and are thrown away.
         draws: kept of each chain.
@@ -74,7 +75,8 @@ def mcmc(
         progress: show a bar.
     Shapes: the draws of a site are (chains, draws, *site shape), in its own support.
     Raises: ValueError for a program that is not static, has no continuous latent site, has discrete sites without
-        finite support, or no finite energy to start from; for numbers below 1.
+        finite support, or no finite energy to start from; for data outside the support of their site; for numbers
+        below 1.
     Source: Phan et al. (2019), arXiv:1912.11554; Lao et al. (2020), arXiv:2002.01184.
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -86,6 +86,8 @@ class Posterior:
         r"""log p(x_i | z) of every observed site at every draw, (chains, draws, \*batch shape), in nats.
 
         Here and below a subsampled plate is read whole, block by block.
+
+        Raises: ValueError where discrete sites were summed out, or for data scored up to a log Z (an energy model's).
         """
         return log_likelihood(self._sampled(), self.samples, self.args, self.kwargs, self.device)
 
@@ -94,7 +96,10 @@ class Posterior:
         return posterior_predictive(self._sampled(), self.samples, self.args, self.kwargs, seed, self.device)
 
     def prior(self, draws: int = 500, seed: int = 0) -> dict[str, Tensor]:
-        r"""Draws of the latent sites from the program without its data, (1, draws, \*site shape)."""
+        r"""Draws of the latent sites from the program without its data, (1, draws, \*site shape).
+
+        Raises: NotImplementedError for data whose distribution has no sampler.
+        """
         return prior(self._sampled(), list(self.samples), draws, self.args, self.kwargs, seed, self.device)
 
     def _sampled(self) -> Callable[..., Any]:
@@ -122,8 +127,9 @@ class Posterior:
         """Groups posterior, sample_stats, log_likelihood, posterior_predictive, prior, observed_data for arviz.
 
         An energy model has the first two alone; where discrete sites were summed out, rows have no likelihood given
-        the other sites, and log_likelihood and posterior_predictive are left out. So is, with a warning, a prior that
-        cannot be drawn from. A "/" in a site's name is a "." here, as in a store.
+        the other sites, and log_likelihood and posterior_predictive are left out. So is the log_likelihood of data
+        scored up to a log Z and, with a warning, what cannot be drawn. A "/" in a site's name is a "." here, as in a
+        store.
 
         Args:
             predictive: run the program anew at each draw, for log_likelihood, posterior_predictive and prior.
@@ -138,14 +144,17 @@ class Posterior:
         if self.program is not None and not isinstance(self.program, Energy):
             observed = observed_data(self.program, self.samples, self.args, self.kwargs, self.device)
             if observed and predictive:
-                if observed.complete:
+                if observed.complete and observed.normalised:
                     groups["log_likelihood"] = self.log_likelihood()
-                    groups["posterior_predictive"] = self.posterior_predictive(self.seed)
-                try:
-                    groups["prior"] = self.prior(prior_draws, self.seed)
-                except (NotImplementedError, RuntimeError, ValueError) as error:  # improper, or singular at some draw
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                    warnings.warn(f"left out the group prior, whose draws fail: {reason}", stacklevel=2)
+                anew = {"prior": lambda: self.prior(prior_draws, self.seed)}
+                if observed.complete:
+                    anew["posterior_predictive"] = lambda: self.posterior_predictive(self.seed)
+                for group, draw in anew.items():
+                    try:
+                        groups[group] = draw()
+                    except (NotImplementedError, RuntimeError, ValueError) as error:  # improper, or singular somewhere
+                        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                        warnings.warn(f"left out the group {group}, whose draws fail: {reason}", stacklevel=2)
             if observed:
                 groups["observed_data"] = observed
         return inference_data(groups)

@@ -15,7 +15,14 @@ from torch.utils._pytree import tree_leaves
 from pyrodgm.engine.subsampled import ReadRows, subsampled_plates
 from pyrodgm.engine.surroundings import quiet, validation
 from pyrodgm.seeding import random_state
-from pyrodgm.traces import is_deterministic, plain, sample_sites, site_log_prob
+from pyrodgm.traces import (
+    is_deterministic,
+    is_unnormalised,
+    plain,
+    refuse_unnormalised,
+    sample_sites,
+    site_log_prob,
+)
 
 __all__ = ["Observed", "check_ancestral", "log_likelihood", "observed_data", "posterior_predictive", "prior"]
 
@@ -27,9 +34,11 @@ class Observed(dict[str, Tensor]):
 
     Attributes:
         complete: whether the draws hold every latent site, so that the observed ones are independent of the rest.
+        normalised: whether every site has a density with its normaliser, so that there is a likelihood.
     """
 
     complete: bool = True
+    normalised: bool = True
 
 
 def _observed_sites(trace: Any) -> dict[str, Any]:
@@ -80,11 +89,21 @@ class _Replay(Messenger):
 
 
 class _Redraw(Messenger):
-    """Draws observed sites anew, as Pyro's ``uncondition``, but leaves deterministic ones as they are."""
+    """Draws observed sites anew, as Pyro's ``uncondition``, but leaves deterministic ones as they are.
+
+    Raises: NotImplementedError for a site that only scores.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not is_deterministic(msg):
-            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            try:
+                value = msg["fn"](*msg["args"], **msg["kwargs"])
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"expected data that can be drawn anew, got {msg['name']!r} of {type(plain(msg['fn'])).__name__}, "
+                    "which has a log_prob alone; give it a sample method"
+                ) from error
+            msg["is_observed"], msg["value"], msg["done"] = False, value, True
 
 
 def _over_draws(
@@ -168,6 +187,7 @@ def observed_data(
         found = Observed(_all_rows(trace, values, device, of_events=True))
     latent = {k for k, s in sample_sites(trace).items() if not s["is_observed"]}
     found.complete = latent <= set(samples)
+    found.normalised = not any(is_unnormalised(site) for site in _observed_sites(trace).values())
     return found
 
 
@@ -181,7 +201,8 @@ def log_likelihood(
 ) -> dict[str, Tensor]:
     """log p of every observed site given the draws' sites, (chains, draws, *batch shape), in nats.
 
-    Raises: ValueError if the draws lack a latent site (one that was summed out).
+    Raises: ValueError if the draws lack a latent site (one that was summed out), or if a site's density lacks its
+        normaliser.
     """
     device = _device(args, kwargs, device)
     _need_all(program, samples, args, kwargs, device)
@@ -196,6 +217,7 @@ def log_likelihood(
 
     with quiet(program):
         trace = _trace_at(program, {k: v[0] for k, v in rows.items()}, args, kwargs)
+        refuse_unnormalised(trace, "the likelihood")
         return {k: v.unflatten(0, lead).cpu() for k, v in _all_rows(trace, scores, device).items()}
 
 

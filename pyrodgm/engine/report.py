@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from pyrodgm.engine.result import Fit
+from pyrodgm.files import write_atomically
 
 __all__ = ["Bar", "write_csv"]
 
@@ -58,10 +58,12 @@ class Bar:
 def write_csv(path: Path, history: list[dict[str, float]]) -> None:
     """A history as a table, a row an epoch; a reader finds either the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     columns = list(dict.fromkeys(k for row in history for k in row))
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(history)
-    os.replace(temporary, path)
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(history)
+
+    write_atomically(path, write)

@@ -16,7 +16,7 @@ class Fit:
 
     Attributes:
         model: the trained model in eval mode, with the best state where held-out rows were given.
-        objective: the objective, with its critics or chains as the last step left them.
+        objective: the objective, with what it has learned beside that state; its chains are as the last step left them.
         history: a dict for each epoch: "epoch", "step", "seconds", the mean loss ("loss", or one for
             each of several players) and "held_out". Where ``steps`` end a run inside an epoch, its
             last row is of that part.
@@ -36,9 +36,15 @@ class Fit:
     unit: str = "nats/datum"
     held_out_name: str = "loss"
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What a row of the history calls its losses: "loss", or the names of several players."""
+        players = tuple(self.objective.players(self.model))
+        return ("loss",) if len(players) == 1 else players
+
     def __repr__(self) -> str:
         last = self.history[-1] if self.history else {}
-        losses = [f"{k} {v:.4g}" for k, v in last.items() if k not in ("epoch", "step", "seconds", "held_out")]
+        losses = [f"{k} {last[k]:.4g}" for k in self.losses if k in last]
         parts = [
             f"{type(self.model).__name__} by {type(self.objective).__name__}",
             f"{self.stopped} after {len(self.history)} epochs, {self.timings.get('steps', 0):.0f} steps, "

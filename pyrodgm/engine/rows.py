@@ -27,7 +27,8 @@ def check_rows(model: GenerativeModel, x: Tensor, context: Tensor | None, first:
     try:
         model.check(x, context)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        pair = f"; or give {name} as a pair (x, context)" if model.context and context is None else ""
+        raise type(error)(f"{name}: {error}{pair}") from None
     if x.dim() != 1 + len(model.event_shape):
         event = ", ".join(map(str, model.event_shape))
         raise ValueError(f"expected {name} of shape (rows, {event}), got {tuple(x.shape)}; reshape it to rows")
@@ -71,6 +72,8 @@ def as_tensor(values: Any, name: str, like: GenerativeModel) -> Tensor:
     elif hasattr(values, "tocsr"):  # scipy's, of which numpy would make one object
         raise TypeError(f"expected {name} as a dense array, got a sparse one; use pyrodgm.data.BagOfWords.sparse")
     else:
+        if np.ma.is_masked(values):
+            raise ValueError(f"expected {name} without masked values; impute them, or drop such rows")
         try:
             array = np.asarray(values)
         except ValueError as error:
@@ -79,7 +82,8 @@ def as_tensor(values: Any, name: str, like: GenerativeModel) -> Tensor:
             raise TypeError(
                 f"expected {name} as numbers, got an array of dtype {array.dtype}; encode it first, or .astype(float)"
             )
-        tensor = torch.as_tensor(np.require(array, requirements=("C", "W")))  # torch shares no others
+        native = array.dtype.newbyteorder("=")
+        tensor = torch.as_tensor(np.require(array, native, requirements=("C", "W")))  # torch shares no others
     if tensor.is_complex():
         raise TypeError(f"expected {name} as real numbers, got {tensor.dtype}")
     return tensor.to(like.dtype)

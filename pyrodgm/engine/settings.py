@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -49,23 +50,29 @@ class Settings:
     seed: int
     progress: bool
 
-    def check(self, held_out: bool) -> None:
-        """Raise ValueError for values that cannot be meant; ``held_out`` says whether there are held-out rows."""
+    def checked(self, held_out: bool) -> Settings:
+        """The same as plain ints and floats; ``held_out`` says whether there are held-out rows.
+
+        Raises: ValueError for values that cannot be meant.
+        """
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"expected epochs or steps, got both (epochs={self.epochs}, steps={self.steps})")
+        plain: dict[str, Any] = {"seed": check_seed(self.seed)}
         for name in ("epochs", "steps", "batch_size", "checkpoint_every", "early_stopping"):
             value = getattr(self, name)
             if value is not None:
-                check_count(name, value)
+                plain[name] = check_count(name, value)
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"expected {name} > 0, got {value}")
-        check_seed(self.seed)
+            if value is not None:
+                if not value > 0:
+                    raise ValueError(f"expected {name} > 0, got {value}")
+                plain[name] = float(value)
         if self.early_stopping is not None and not held_out:
             raise ValueError("expected validate= with early_stopping=: stopping looks at held-out rows")
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise ValueError("expected checkpoint= with checkpoint_every=: the folder to write to")
+        return replace(self, **plain)
 
     def make_folders(self) -> None:
         """Make the folders that the run writes to; ValueError for one that cannot be written."""

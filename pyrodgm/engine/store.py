@@ -25,6 +25,7 @@ __all__ = ["DrawStore", "StoredDraws", "identity"]
 
 _STATE, _DRAWS = "state.pt", "draws.zarr"
 _SITE = "site"  # the attribute of an array that has the name of its site
+_COORDINATES = ("chain", "draw")
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def identity(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     if not isinstance(program, Energy):
         devices = [v.device for v in tree_leaves(given) if isinstance(v, Tensor)] or [torch.device("cpu")]
         # a subsampled plate reads the same rows every time
-        with random_state(devices[0], 0), poutine.block(), Moderate():
+        with random_state(devices[0], 0), poutine.block(), Moderate(args, kwargs):
             sites = sample_sites(poutine.trace(program).get_trace(*args, **kwargs))
         given.append({k: s["value"] for k, s in sites.items() if s["is_observed"] and not is_deterministic(s)})
         latent = {k: list(s["value"].shape) for k, s in sites.items() if not s["is_observed"]}
@@ -96,7 +97,7 @@ class StoredDraws(Mapping[str, Tensor]):
         return torch.from_numpy(self._group[_key(name)][:, : self._draws])
 
     def __iter__(self) -> Iterator[str]:
-        keys = [k for k in self._group.array_keys() if k not in ("chain", "draw")]
+        keys = [k for k in self._group.array_keys() if k not in _COORDINATES]
         return iter(sorted(self._group[k].attrs.get(_SITE, k) for k in keys))
 
     def __len__(self) -> int:
@@ -115,7 +116,8 @@ class DrawStore:
         fingerprint: what identifies the run.
     A "/" in a site's name is a "." in its array's.
 
-    Raises: ValueError from ``resume`` if the folder holds another run; ImportError without zarr.
+    Raises: ValueError from ``resume`` if the folder holds another run, or one of another kind of device, and from
+        ``append`` for sites whose arrays would have one name; ImportError without zarr.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -138,24 +140,29 @@ class DrawStore:
                 "choose another folder"
             )
         device = generator.device
+        if saved["device"] != device.type:
+            raise ValueError(
+                f"expected {self.folder} to go on on the {saved['device']}, whose noise it is from, got {device.type}; "
+                f"pass device={saved['device']!r}, or choose another folder"
+            )
         positions = saved["positions"].to(device)
-        energy, gradient = (None if t is None else t.to(device) for t in saved["energy"])
-        if energy is not None:
-            self._check_density(potential, positions, energy)
+        tuned = _with_settings(kernel, saved["kernel"], positions)
+        fresh = tuned.init(potential, positions)  # its potential is what the kernel makes of the program's
+        self._check_density(_energies(fresh), saved["density"])
         self.draws = saved["draws"]
         generator.set_state(saved["generator"])
+        energy, gradient = (None if t is None else t.to(device) for t in saved["energy"])
         memory = tuple(t.to(device) for t in saved["memory"])
-        state = State(positions, potential, energy, gradient, saved["moves"], memory)
-        return state, _with_settings(kernel, saved["kernel"], positions), self.draws
+        return State(positions, fresh.potential, energy, gradient, saved["moves"], memory), tuned, self.draws
 
-    @torch.no_grad()
-    def _check_density(self, potential: Any, positions: Tensor, energy: Tensor) -> None:
+    def _check_density(self, now: Tensor | None, energy: Tensor | None) -> None:
         """A number inside the program may have changed, which no fingerprint sees, but the energies of the chains."""
-        eager = getattr(potential, "eager", None)
-        now = potential(positions) if eager is None else eager(positions)[0]
+        if now is None or energy is None:
+            return
+        now = now.cpu()
         # of rounding that other code or another device does otherwise, relative to the largest, since energies cancel
         allowed = torch.finfo(energy.dtype).eps ** 0.5 * (1 + energy.abs().max())
-        if not bool(((now - energy).abs() <= allowed).all()):
+        if not torch.allclose(now, energy, rtol=0, atol=allowed.item(), equal_nan=True):
             gap = (now - energy).abs().max().item()
             raise ValueError(
                 f"expected {self.folder} to hold draws from this density, got energies of its chains that differ by up "
@@ -181,8 +188,10 @@ class DrawStore:
         saved = {
             "fingerprint": self.fingerprint,
             "draws": end,
+            "device": generator.device.type,
             "positions": state.positions.cpu(),
             "energy": [None if t is None else t.cpu() for t in (state.energy, state.gradient)],
+            "density": None if (density := _energies(state)) is None else density.cpu(),
             "moves": state.moves,
             "memory": [t.cpu() for t in state.memory],
             "kernel": _settings(kernel),
@@ -195,6 +204,10 @@ class DrawStore:
 
     def _write(self, group: Any, name: str, value: Tensor, end: int) -> None:
         key = _key(name)
+        if key in _COORDINATES:
+            raise ValueError(
+                f"expected sites of other names than the coordinates {_COORDINATES}, got {name!r}; rename it"
+            )
         array = group.get(key)
         if array is not None and array.attrs.get(_SITE, name) != name:
             raise ValueError(
@@ -214,7 +227,7 @@ class DrawStore:
         array[:, self.draws : end] = value.numpy()
 
     def _coordinates(self, group: Any, chains: int, draws: int) -> None:
-        for name, size in (("chain", chains), ("draw", draws)):
+        for name, size in zip(_COORDINATES, (chains, draws), strict=True):
             array = group.get(name)
             if array is None:
                 array = group.create_array(name, shape=(0,), chunks=(max(size, 1000),), dtype="int64")
@@ -226,6 +239,12 @@ class DrawStore:
         """The posterior and the statistics, of as many draws at most."""
         draws = min(draws, self.draws)
         return StoredDraws(self.root["posterior"], draws), StoredDraws(self.root["sample_stats"], draws)
+
+
+def _energies(state: State) -> Tensor | None:
+    """Of the chains; for kernels that keep none what the potential says, if it is one of a program."""
+    eager = getattr(state.potential, "eager", None)
+    return state.energy if state.energy is not None or eager is None else eager(state.positions)[0]
 
 
 def _settings(kernel: Kernel) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class EnergyTarget(Target):
         if initial is None:
             context = None if self.context is None else self.context.expand(chains, -1)
             return self.model.start(chains, context)
-        x = self.model._check_x(initial["x"] if isinstance(initial, dict) else initial)
+        x = self.model.check_x(initial["x"] if isinstance(initial, dict) else initial)
         return x.expand(chains, *self.model.event_shape).contiguous()
 
     def sites(self, positions: Tensor) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def as_target(
             )
         return EnergyTarget(program, *_context(args, kwargs), compile)
     target = ProgramTarget(program, args, kwargs, compile)
-    if device is not None and target.device.type != device.type:
+    if device is not None and target.device != torch.empty(0, device=device).device:  # cuda is one of them, by number
         raise ValueError(
             f"expected the program's values on {device}, got them on {target.device}; make its tensors there"
         )

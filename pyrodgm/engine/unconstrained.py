@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_leaves
 
+from pyrodgm.engine.checks import check_data, check_one_device, check_plates, check_subsampling, inside
 from pyrodgm.engine.enumerated import summed_log_prob
 from pyrodgm.engine.subsampled import GivenRows, ReadRows, Rows, subsampled_plates
 from pyrodgm.traces import is_deterministic, sample_sites
@@ -44,15 +46,24 @@ class Slot(NamedTuple):
 class Moderate(Messenger):
     """Gives continuous latent sites values as chains start from, uniform on (-2, 2) in the unconstrained space.
 
-    A draw of their prior may lie anywhere, and some priors cannot be drawn from at all.
+    A draw of their prior may lie anywhere, and some priors cannot be drawn from at all; values of those have the type
+    and the device of the first floating tensor that is given.
+
+    Args:
+        given: arguments of the program.
     """
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__()
+        tensors = (v for v in tree_leaves(given) if isinstance(v, Tensor) and v.is_floating_point())
+        self.like = next(tensors, torch.empty(()))
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if msg["done"] or msg["value"] is not None or site_is_subsample(msg) or fn.support.is_discrete:
             return
         transform = biject_to(fn.support)
-        like = torch.empty(transform.inverse_shape(fn.shape()))
+        like = self.like.new_empty(transform.inverse_shape(fn.shape()))
         with suppress(NotImplementedError):
             like = transform.inv(fn())
         msg["value"] = transform(4 * torch.rand_like(like) - 2)
@@ -131,8 +142,9 @@ class UnconstrainedProgram:
         observed: names of the observed sites.
         subsampled: name of each plate that reads a part of its rows -> how many.
     Raises: ValueError for a program without continuous latent sites or with discrete sites that cannot be enumerated;
-        for a subsampled plate that is a loop, has latent sites inside, has its rows by ``subsample=``, or is beside
-        discrete sites.
+        for data outside their support or of a shape that pairs them with all parameters; for values on several
+        devices; for a batch dimension without a plate beside discrete sites; for a subsampled plate that is a loop,
+        has latent sites inside, has its rows by ``subsample=``, or is beside discrete sites.
     Source: Carpenter et al. (2017), Stan: a probabilistic programming language, section 2.5 (the change of variables).
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -146,13 +158,17 @@ class UnconstrainedProgram:
 
     def __init__(self, program: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: Any = None) -> None:
         self.args, self.kwargs = args, dict(kwargs or {})
-        with torch.no_grad(), poutine.block(), GivenRows() as given, Moderate():
-            trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        self.program = program
+        given = GivenRows()
+        trace = self._moderate_trace(given)
         self.subsampled: dict[str, Rows] = subsampled_plates(trace)
         sites = sample_sites(trace)
+        check_one_device(sites)
         self.width = sum(site["value"].numel() for site in sites.values() if isinstance(site["value"], Tensor))
         latent = {k: s for k, s in sites.items() if not s["is_observed"]}
         self.observed = [k for k, s in sites.items() if s["is_observed"] and not is_deterministic(s)]
+        for name in self.observed:
+            check_data(name, sites[name], partial(self._moderate_trace, GivenRows()))
         self.enumerated = [k for k, s in latent.items() if s["fn"].support.is_discrete]
         for name in self.enumerated:
             if not latent[name]["fn"].has_enumerate_support:
@@ -181,12 +197,27 @@ class UnconstrainedProgram:
         self._nesting = max((-f.dim for f in frames if f.vectorized), default=0)
         # numbers of the host, for a graph has no others: Pyro reads them off a tensor
         self._loops = {f.name: list(range(f.size)) for f in frames if not f.vectorized and f.name not in given.names}
-        _check_subsampling(self.subsampled, given.names, sites, bool(self.enumerated))
-        self.program = program
+        check_subsampling(self.subsampled, given.names, sites, bool(self.enumerated))
         self._expected = set(latent)
         self._scored = program
         if self.enumerated:
+            check_plates(sites)
             self._scored = poutine.enum(config_enumerate(program, "parallel"), first_available_dim=-1 - self._nesting)
+        self._summed = self._reached(sites) if self.enumerated else set[str]()
+
+    @torch.no_grad()
+    def _moderate_trace(self, given: GivenRows) -> Any:
+        with poutine.block(), given, Moderate(self.args, self.kwargs):
+            return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
+
+    @torch.no_grad()
+    def _reached(self, sites: dict[str, Any]) -> set[str]:
+        """The deterministic sites that have a value for each of a discrete site that is summed out."""
+        middle = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        with poutine.block(), ReadRows(self._loops), _Place(self.slots, middle, self.enumerated):
+            trace = poutine.trace(self._scored).get_trace(*self.args, **self.kwargs)
+        found = {k: s["value"].shape for k, s in sample_sites(trace).items() if is_deterministic(s)}
+        return {k for k, shape in found.items() if k not in sites or shape != sites[k]["value"].shape}
 
     def __call__(self, u: Tensor, *rows: Tensor) -> Tensor:
         """E(u) in nats, or its estimate from rows of the subsampled plates, (D,), (n,) each -> ()."""
@@ -215,7 +246,8 @@ class UnconstrainedProgram:
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the continuous latent and the deterministic sites at u, (D,) -> name to (*site shape).
 
-        Deterministic sites inside a subsampled plate, whose rows are others each time, are left out.
+        Deterministic sites inside a subsampled plate, whose rows are others each time, are left out, and those that
+        depend on a discrete site that is summed out.
         """
         rows = {k: torch.arange(r.read, device=u.device) for k, r in self.subsampled.items()}
         with poutine.block(), ReadRows(rows), _Place(self.slots, u, self.enumerated):
@@ -223,7 +255,7 @@ class UnconstrainedProgram:
         return {
             k: s["value"]
             for k, s in sample_sites(trace).items()
-            if k in self.slots or (is_deterministic(s) and not self.enumerated and not _inside(self.subsampled, s))
+            if k in self.slots or (is_deterministic(s) and k not in self._summed and not inside(self.subsampled, s))
         }
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
@@ -251,34 +283,3 @@ def _unread(name: str, sites: dict[str, Any]) -> Tensor | None:
         return None
     site = sites[name]
     return torch.as_tensor(data["mask"], device=site["value"].device).expand(site["fn"].batch_shape)
-
-
-def _inside(plates: dict[str, Rows], site: Any) -> list[str]:
-    """Which of the plates a site lies in."""
-    return [f.name for f in site["cond_indep_stack"] if f.name in plates]
-
-
-def _check_subsampling(plates: dict[str, Rows], given: set[str], sites: dict[str, Any], enumerated: bool) -> None:
-    """What has no unbiased gradient, or none that one graph gives."""
-    for name in given & set(plates):
-        raise ValueError(
-            f"expected plates over all their rows, or with subsample_size= and reading the rows that they give, got "
-            f"subsample= with {plates[name].read} of {plates[name].size} in {name!r}, the same at every step"
-        )
-    if plates and enumerated:
-        raise ValueError(
-            f"expected no discrete latent sites beside the subsampled plate {next(iter(plates))!r}: the log of a sum "
-            "has no unbiased estimate; sum them out by hand (MixtureSameFamily), or drop subsample_size="
-        )
-    for name, site in sites.items():
-        for frame in site["cond_indep_stack"]:
-            if frame.name in plates and not frame.vectorized:
-                raise ValueError(
-                    f"expected a vectorised plate, with pyro.plate({frame.name!r}, ...) as rows:, got a loop over a "
-                    "subsample"
-                )
-        if not site["is_observed"] and _inside(plates, site):
-            raise ValueError(
-                f"expected latent sites outside the subsampled plate {_inside(plates, site)[0]!r}, got {name!r} in it, "
-                "which has a value for each row; drop subsample_size=, or sum it out by hand"
-            )

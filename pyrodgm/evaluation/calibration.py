@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
+from tqdm import trange
 
 from pyrodgm.core import Latent, evaluating
 from pyrodgm.engine.surroundings import quiet
@@ -76,9 +77,11 @@ class Calibration:
         """
         found = {}
         for name, ranks in self.ranks.items():
-            values = torch.arange(self.draws + 1, device=ranks.device)
-            below = (ranks.unsqueeze(0) <= values.reshape(-1, 1, 1)).double().mean(1)  # (L + 1, D)
-            gap = (below - ((values + 1) / (self.draws + 1)).unsqueeze(-1)).abs().amax(0)
+            counts = torch.zeros(self.draws + 1, ranks.shape[1], dtype=torch.float64, device=ranks.device)
+            counts.scatter_add_(0, ranks.long(), torch.ones_like(ranks, dtype=counts.dtype))
+            below = counts.cumsum(0) / self.simulations  # (L + 1, D)
+            even = torch.arange(1, self.draws + 2, dtype=below.dtype, device=ranks.device) / (self.draws + 1)
+            gap = (below - even.unsqueeze(-1)).abs().amax(0)
             t, k = gap * math.sqrt(self.simulations), torch.arange(1, 101, dtype=gap.dtype, device=gap.device)
             terms = (-1) ** (k - 1) * (-2 * k.square() * t.square().unsqueeze(-1)).exp()
             p = 2 * terms.sum(-1)
@@ -121,6 +124,8 @@ def latent_calibration(
         context: (N, C) for a conditional model, a row for each simulation.
         simulations: N, without a context.
         draws: L.
+    Raises: ValueError for fewer than two simulations or one draw, or if no small number of bins divides L + 1;
+        TypeError for a guide with auxiliary sites.
     Source: Talts et al. (2018), algorithm 1.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -128,9 +133,9 @@ def latent_calibration(
         >>> found.ranks["z"].shape
         torch.Size([50, 2])
     """
-    _check_counts(simulations, draws)
     _, context = model.check(None, context)
     rows = simulations if context is None else len(context)
+    _check_counts(rows, draws)
     with evaluating(model), poutine.block():
         truth: Any = poutine.trace(model).get_trace(None, context, n=rows)
         x = truth.nodes["x"]["value"]
@@ -154,6 +159,7 @@ def guide_calibration(
     *,
     simulations: int = 300,
     draws: int = 63,
+    progress: bool = True,
 ) -> Calibration:
     """Ranks of a program's latents among draws of an amortized guide.
 
@@ -163,6 +169,7 @@ def guide_calibration(
         observed: names of the sites that are data.
         simulations: N.
         draws: L of each posterior; the guide runs N x L times.
+        progress: show a bar.
     Raises: ValueError if the program lacks an observed site, or a site of the guide, or if no small number of bins
         divides L + 1.
     Source: Talts et al. (2018), algorithm 1.
@@ -172,12 +179,12 @@ def guide_calibration(
         ...     pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0))
         >>> def guide(x):
         ...     pyro.sample("z", dist.Normal(x / 2, 0.5 ** 0.5))
-        >>> guide_calibration(program, guide, ["x"], simulations=20, draws=9).ranks["z"].shape
+        >>> guide_calibration(program, guide, ["x"], simulations=20, draws=9, progress=False).ranks["z"].shape
         torch.Size([20, 1])
     """
     _check_counts(simulations, draws)
     found: list[dict[str, Tensor]] = []
-    for _ in range(simulations):
+    for _ in trange(simulations, desc="simulations", disable=not progress):
         with quiet(program, guide), poutine.block():
             truth, data = _simulate(program, observed)
             traces: list[Any] = [poutine.trace(guide).get_trace(*data.values()) for _ in range(draws)]
@@ -203,6 +210,7 @@ def mcmc_calibration(
     *,
     simulations: int = 100,
     draws: int = 63,
+    progress: bool = True,
 ) -> Calibration:
     """Ranks of a program's latents among draws of a Markov chain at the data that it made.
 
@@ -217,6 +225,7 @@ def mcmc_calibration(
         observed: names of the sites that are data.
         simulations: N runs of the sampler.
         draws: L.
+        progress: show a bar; the sampler may have one of its own.
     Raises: ValueError if the program lacks an observed site, the sampler gives fewer than L draws, or no small number
         of bins divides L + 1.
     Source: Talts et al. (2018), algorithm 2.
@@ -227,20 +236,21 @@ def mcmc_calibration(
         >>> def exact(conditioned):
         ...     x = pyro.poutine.trace(conditioned).get_trace().nodes["x"]["value"]
         ...     return {"z": x / 2 + 0.5 ** 0.5 * torch.randn(1, 9)}
-        >>> mcmc_calibration(program, exact, ["x"], simulations=5, draws=9).ranks["log density"].shape
+        >>> mcmc_calibration(program, exact, ["x"], simulations=5, draws=9, progress=False).ranks["log density"].shape
         torch.Size([5, 1])
     """
     _check_counts(simulations, draws)
     found: list[dict[str, Tensor]] = []
     seeded = "seed" in inspect.signature(sampler).parameters
-    for _ in range(simulations):
+    for _ in trange(simulations, desc="simulations", disable=not progress):
         with torch.no_grad(), quiet(program):
             truth, data = _simulate(program, observed)
         conditioned = poutine.condition(program, data=data)
         seed = int(torch.randint(2**31, ()))
-        result = sampler(conditioned, seed=seed) if seeded else sampler(conditioned)
+        with quiet(program), torch.enable_grad():  # the posterior of the program that made the data
+            result = sampler(conditioned, seed=seed) if seeded else sampler(conditioned)
         samples = _thinned(getattr(result, "samples", result), draws)
-        known = [n for n in samples if n in truth.nodes]  # what is summed out or deterministic has no rank of its own
+        known = [n for n in samples if n in truth.nodes]  # a chain's own sites, such as a reparam's, have no truth
         with torch.no_grad(), quiet(program), poutine.block():
             ranks = {
                 n: _ranks(samples[n].to(truth.nodes[n]["value"]), truth.nodes[n]["value"]).flatten() for n in known

@@ -21,16 +21,16 @@ class GuideFit(NamedTuple):
     """What the importance weights of a guide say, in nats where it is no count.
 
     Attributes:
-        khat: Pareto shape of the weights' tail: above 0.7 the guide misses mass of the posterior.
+        khat: Pareto shape of the weights' tail: above :func:`khat_threshold` the guide misses mass of the posterior.
         elbo: mean log-weight.
-        log_evidence: log of the mean weight; reliable while khat is below 0.7.
+        log_z: log of the mean weight; reliable while khat is below that.
         effective: effective number of the draws.
         log_weights: (K,).
     """
 
     khat: float
     elbo: float
-    log_evidence: float
+    log_z: float
     effective: float
     log_weights: Tensor
 
@@ -45,12 +45,12 @@ def guide_fit(
 
     The pair is as for Pyro's SVI, one weight for the program as a whole; a latent model's rows have weights of their
     own, for which there is :func:`~pyrodgm.evaluation.importance_estimate`. Too wide a guide has bounded weights, so
-    it shows in ``effective`` and the gap between ``elbo`` and ``log_evidence``, not in ``khat``.
+    it shows in ``effective`` and the gap between ``elbo`` and ``log_z``, not in ``khat``.
 
     Args:
         program: conditioned, as SVI takes it.
         guide: samples the program's latent sites.
-        args, kwargs: of both.
+        args, kwargs: of both; an argument that is called ``particles`` goes in by ``functools.partial``.
         particles: K >= 25.
     Raises: ValueError for fewer than 25 particles, and under Pyro's validation for a guide of other sites.
     Source: Yao et al. (2018), Yes, but did it work?, arXiv:1802.02538, algorithm 1; Vehtari et al. (2024),
@@ -63,7 +63,7 @@ def guide_fit(
         >>> def guide():
         ...     pyro.sample("z", dist.Normal(0.5, 0.5 ** 0.5))
         >>> fit = guide_fit(program, guide, particles=100)  # the posterior itself: all weights are p(x)
-        >>> round(fit.effective), round(fit.log_evidence, 3)
+        >>> round(fit.effective), round(fit.log_z, 3)
         (100, -1.516)
     """
     if particles < 25:
@@ -78,18 +78,9 @@ def guide_fit(
     log_weights = torch.stack(weights).double()
     total = log_weights.logsumexp(0)
     return GuideFit(
-        _khat(log_weights),
+        pareto_k(log_weights).item(),
         log_weights.mean().item(),
         total.item() - math.log(particles),
         (2 * total - (2 * log_weights).logsumexp(0)).exp().item(),
         log_weights,
     )
-
-
-def _khat(log_weights: Tensor) -> float:
-    """-inf where the weights differ by rounding alone: such a tail is of the dtype, not of the guide."""
-    spread = log_weights.max() - log_weights.min()
-    scale = max(1.0, log_weights.abs().max().item())
-    if spread <= 1e-5 * scale:  # programs mostly sum in float32
-        return -math.inf
-    return pareto_k(log_weights).item()

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyrodgm.core import Latent, evaluating
-from pyrodgm.distributions.factors import dimension_kl
+from pyrodgm.distributions.factors import dimension_kl, kl_or_draw
 from pyrodgm.evaluation.likelihood import given_rows
 from pyrodgm.evaluation.two_sample import mmd
 from pyrodgm.traces import latent_rows, sample_sites
@@ -123,8 +122,7 @@ def kl_per_dimension(
     total: Any = 0.0
     with evaluating(model):
         for part, part_context in _batches(model, x, context, batch_size):
-            sites = _site_pairs(model, part, part_context, particles)
-            kls = [_dimensions(q, p) for q, p in sites]
+            kls = [_dimensions(*pair) for pair in _site_pairs(model, part, part_context, particles)]
             total = total + torch.cat([kl.reshape(-1, len(part), kl.shape[-1]).mean(0) for kl in kls], -1).sum(0)
     return total / len(x)
 
@@ -156,8 +154,8 @@ def mutual_information(model: Latent, x: Tensor, context: Tensor | None = None, 
             for z_part, own_part in zip(z.split(step), own.split(step), strict=True):
                 pairs = [other.log_prob(z_part.unsqueeze(1)).logsumexp(1) for other in posteriors]
                 log_ratio.append(own_part - torch.stack(pairs).logsumexp(0) + math.log(len(x)))
-    # rounding of the logarithms alone makes it negative
-    return max(0.0, torch.cat(log_ratio).double().mean().item())
+    # rounding of the logarithms alone makes it negative; in this order nan stays nan
+    return max(torch.cat(log_ratio).double().mean().item(), 0.0)
 
 
 def aggregate_distance(
@@ -202,7 +200,7 @@ def latent_use(model: Latent, x: Tensor, context: Tensor | None = None, *, batch
     with evaluating(model):
         for part, part_context in _batches(model, x, context, batch_size):
             pairs = _site_pairs(model, part, part_context, 10)
-            kl += sum(_whole(q, p).reshape(-1, len(part)).mean(0).double().sum().item() for q, p in pairs)
+            kl += sum(_whole(*pair).reshape(-1, len(part)).mean(0).double().sum().item() for pair in pairs)
     information = mutual_information(model, x, context, batch_size=batch_size)
     distance = aggregate_distance(model, x, context, batch_size=batch_size)
     return LatentUse(units.active, len(units.variances), kl / len(x), information, distance)
@@ -235,8 +233,11 @@ def _posterior_mean(model: Latent, x: Tensor, context: Tensor | None, particles:
     return z.mean(0), z.var(0) / len(z)
 
 
-def _site_pairs(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> list[tuple[Any, Any]]:
-    """The latent sites in the guide's trace and, with the same values, in the program's."""
+def _site_pairs(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> list[tuple[Any, Any, bool]]:
+    """The latent sites in the guide's trace and, with the same values, in the program's; whether a closed KL is right.
+
+    It is not where the guide draws them in another order: a parent of a site would hang on the site itself.
+    """
     with poutine.block():
         drawn = model.particle_trace(model.guide, particles, x, context)
         program = model.particle_trace(poutine.replay(model, trace=drawn), particles, x, context)
@@ -247,23 +248,18 @@ def _site_pairs(model: Latent, x: Tensor, context: Tensor | None, particles: int
             f"expected a guide with a density at each latent site, got {type(model.guide).__name__}, whose density is "
             f"at {', '.join(hidden)}; use an Amortized or MeanField guide, or measure the whole bound"
         )
-    return [(site, program.nodes[name]) for name, site in sites.items() if name in program.nodes]
+    names = [name for name in sites if name in program.nodes]
+    ordered = names == [name for name in program.nodes if name in sites]
+    return [(sites[name], program.nodes[name], ordered) for name in names]
 
 
-def _dimensions(q: Any, p: Any) -> Tensor:
+def _dimensions(q: Any, p: Any, analytic: bool) -> Tensor:
     """KL of each dimension of a site, (*B, Z)."""
-    try:
-        kl = dimension_kl(q["fn"], p["fn"])
-    except NotImplementedError:
-        kl = dimension_kl(q["fn"], p["fn"], q["value"])
+    kl = dimension_kl(q["fn"], p["fn"], q["value"], analytic)
     shape = q["fn"].batch_shape
     return kl.expand(shape + q["fn"].event_shape).reshape(*shape, -1)
 
 
-def _whole(q: Any, p: Any) -> Tensor:
+def _whole(q: Any, p: Any, analytic: bool) -> Tensor:
     """KL of a site, (*B,)."""
-    try:
-        kl = kl_divergence(q["fn"], p["fn"])
-    except NotImplementedError:
-        kl = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
-    return kl.expand(q["fn"].batch_shape)
+    return kl_or_draw(q["fn"], p["fn"], q["value"], analytic).expand(q["fn"].batch_shape)

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from torch import Tensor
+from tqdm import trange
 
 from pyrodgm.core import Energy, GenerativeModel, Latent, Tractable, evaluating
 from pyrodgm.evaluation.pareto import pareto_k
-from pyrodgm.traces import sample_sites
+from pyrodgm.traces import is_unnormalised, sample_sites
 
-__all__ = ["ImportanceEstimate", "LogLikelihood", "given_rows", "importance_estimate", "log_likelihood"]
+__all__ = [
+    "ImportanceEstimate",
+    "LogLikelihood",
+    "given_rows",
+    "importance_estimate",
+    "log_likelihood",
+    "weights_in_parts",
+]
 
 _ELEMENTS_AT_ONCE = 2**22  # numbers of the event, particles times rows, that one pass of a latent model makes
+_EXACT = ("exact", "grid")  # methods of a log Z whose error is none, or of a quadrature
 
 
 class LogLikelihood(NamedTuple):
@@ -41,22 +51,25 @@ def log_likelihood(
     *,
     particles: int = 500,
     batch_size: int = 500,
+    progress: bool = False,
     **partition: Any,
 ) -> LogLikelihood:
     r"""Mean log p(x | context) of held-out rows.
 
     Exact for tractable models; for latent ones the importance-weighted bound
     :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)` with K = ``particles``; for energy models
-    -E(x) - log Z, with log Z by enumeration where the model can and by AIS otherwise.
+    -E(x) - log Z, with log Z by enumeration or quadrature where the model can and by AIS otherwise, once for each
+    distinct context.
 
     Args:
         x: (B, *event).
         context: (B, C).
         particles: K for latent models.
         batch_size: rows at once; particles are split too, so memory stays bounded.
-        **partition: options of the energy model's ``log_partition``, such as ``chains=1000``.
-    Raises: ValueError for no row, a wrong shape or a count below 1, or a context beside an energy model; TypeError for
-        what is no tensor of the model's type, or options of a partition beside another model.
+        progress: show a bar over the rows.
+        **partition: options of the energy model's ``log_partition``, such as ``chains=1000``, and its ``method``.
+    Raises: ValueError for no row, a wrong shape or a count below 1; TypeError for what is no tensor of the model's
+        type, or options of a partition beside another model.
     Source: Burda et al. (2016), arXiv:1509.00519; Salakhutdinov and Murray (2008).
     Example:
         >>> from pyrodgm.tractable import StandardNormal
@@ -70,19 +83,19 @@ def log_likelihood(
         raise TypeError(f"expected {', '.join(partition)} for an energy model alone, got a {type(model).__name__}")
     x, context = given_rows(model, x, context)
     if isinstance(model, Tractable):
-        rows = _rows(model.log_prob, model, x, context, batch_size)
+        rows = _rows(model.log_prob, model, x, context, batch_size, progress)
         return LogLikelihood(*_mean(rows), "exact")
     if isinstance(model, Latent):
         if unnormalised_site(model, x, context) is not None:
             return LogLikelihood(math.nan, math.nan, "none")
 
         def bound(part: Tensor, part_context: Tensor | None) -> Tensor:
-            parts = [w.logsumexp(0) for w in _weights(model, part, part_context, particles)]
+            parts = [w.logsumexp(0) for w in weights_in_parts(model, part, part_context, particles)]
             return torch.stack(parts).logsumexp(0) - math.log(particles)  # (B,)
 
-        return LogLikelihood(*_mean(_rows(bound, model, x, context, batch_size)), "bound")
+        return LogLikelihood(*_mean(_rows(bound, model, x, context, batch_size, progress)), "bound")
     if isinstance(model, Energy):
-        return _energy_likelihood(model, x, context, batch_size, partition)
+        return _energy_likelihood(model, x, context, batch_size, progress, partition)
     return LogLikelihood(math.nan, math.nan, "none")
 
 
@@ -109,7 +122,7 @@ class ImportanceEstimate(NamedTuple):
         sampling_error: of the mean by the particles alone, with these rows; the bound also lies below log p(x)
             by about half a row's relative variance of the mean weight.
         rows: the bound of each row, (B,).
-        khat: Pareto shape of each row's weights, (B,): above 0.7 the row's estimate is not reliable.
+        khat: Pareto shape of each row's weights, (B,): above :func:`khat_threshold` the row's estimate is not reliable.
         effective: effective number of particles of each row, (B,).
     """
 
@@ -128,6 +141,7 @@ def importance_estimate(
     *,
     particles: int = 5000,
     batch_size: int = 100,
+    progress: bool = False,
 ) -> ImportanceEstimate:
     r"""log p(x | context) of a latent model by importance sampling, with the diagnosis of its weights.
 
@@ -139,6 +153,7 @@ def importance_estimate(
         x, context: rows, (B, *event) and (B, C).
         particles: K >= 25; they are drawn in parts, so memory holds K weights of ``batch_size`` rows.
         batch_size: rows at once.
+        progress: show a bar over the rows.
     Raises: ValueError for no row or fewer than 25 particles, of which no tail can be fitted; TypeError for a program
         with a site that is known up to its normaliser, such as an energy prior.
     Source: Burda et al. (2016), arXiv:1509.00519, section 5; Vehtari et al. (2024), arXiv:1507.02646.
@@ -156,12 +171,12 @@ def importance_estimate(
         raise TypeError(f"expected normalised sites, got {site!r} known up to its log Z; weights miss that constant")
 
     def figures(part: Tensor, part_context: Tensor | None) -> Tensor:
-        weights = torch.cat(list(_weights(model, part, part_context, particles))).double()  # (K, B)
+        weights = torch.cat(list(weights_in_parts(model, part, part_context, particles))).double()  # (K, B)
         total = weights.logsumexp(0)
         effective = (2 * total - (2 * weights).logsumexp(0)).exp()
         return torch.stack((total - math.log(particles), pareto_k(weights), effective), -1)
 
-    rows, khat, effective = _rows(figures, model, x, context, batch_size).unbind(-1)
+    rows, khat, effective = _rows(figures, model, x, context, batch_size, progress).unbind(-1)
     sampling = (1 / effective - 1 / particles).clamp(min=0).sum().sqrt().item() / len(rows)
     return ImportanceEstimate(*_mean(rows), sampling, rows, khat, effective)
 
@@ -169,19 +184,13 @@ def importance_estimate(
 def unnormalised_site(model: Latent, x: Tensor, context: Tensor | None) -> str | None:
     """The name of a site of the program whose density lacks its normaliser, if there is one, by one row of x."""
     with evaluating(model), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        row = None if context is None else context[:1]
-        trace = model.particle_trace(model.guide, 1, *model.check(x[:1], row))
-        trace = model.particle_trace(poutine.replay(model, trace=trace), 1, *model.check(x[:1], row))
-    for name, site in sample_sites(trace).items():
-        d: Any = site["fn"]
-        while d is not None:
-            if getattr(d, "normalized", True) is False:
-                return name
-            d = getattr(d, "base_dist", None)
-    return None
+        row = model.check(x[:1], None if context is None else context[:1])  # no particles: not all programs broadcast
+        guide = poutine.trace(model.guide).get_trace(*row)
+        trace = poutine.trace(poutine.replay(model, trace=guide)).get_trace(*row)
+    return next((name for name, site in sample_sites(trace).items() if is_unnormalised(site)), None)
 
 
-def _weights(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> Iterator[Tensor]:
+def weights_in_parts(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> Iterator[Tensor]:
     """log_weights (K, B) in parts of the particles that fit memory."""
     chunk = max(1, _ELEMENTS_AT_ONCE // max(1, x.numel()))
     for i in range(0, particles, chunk):
@@ -189,29 +198,47 @@ def _weights(model: Latent, x: Tensor, context: Tensor | None, particles: int) -
 
 
 def _energy_likelihood(
-    model: Energy, x: Tensor, context: Tensor | None, batch_size: int, partition: dict[str, Any]
+    model: Energy, x: Tensor, context: Tensor | None, batch_size: int, progress: bool, partition: dict[str, Any]
 ) -> LogLikelihood:
+    """-E(x) - log Z, with the log Z of every row's own context."""
+    contexts: list[Tensor | None] = [None]
+    index = torch.zeros(len(x), dtype=torch.long, device=x.device)
     if context is not None:
-        raise ValueError(
-            "expected no context: each context has a log Z of its own; score rows of one context at a time"
-        )
-    try:
-        log_z, error = model.log_partition("exact")
-        kind = "exact"
-    except ValueError:
-        log_z, error = model.log_partition("ais", **partition)
-        kind = "AIS estimate"
-    value, spread = _mean(-_rows(model.energy, model, x, None, batch_size).double() - log_z.double())
-    return LogLikelihood(value, math.hypot(spread, float(error)), kind)
+        distinct, index = context.unique(dim=0, return_inverse=True)
+        contexts = list(distinct)
+    with evaluating(model):
+        found = [_log_partition(model, one, **partition) for one in contexts]
+    log_zs, errors = (torch.stack([log_z[i].double() for log_z, _ in found]) for i in (0, 1))
+    value, spread = _mean(-_rows(model.energy, model, x, context, batch_size, progress).double() - log_zs[index])
+    share = torch.bincount(index, minlength=len(found)) / len(x)
+    error = (share * errors).square().sum().sqrt().item()
+    return LogLikelihood(
+        value, math.hypot(spread, error), "exact" if all(known for _, known in found) else "AIS estimate"
+    )
 
 
-def _rows(score: Any, model: GenerativeModel, x: Tensor, context: Tensor | None, batch_size: int) -> Tensor:
+def _log_partition(
+    model: Energy, context: Tensor | None, method: str | None = None, **options: Any
+) -> tuple[tuple[Tensor, Tensor], bool]:
+    """log Z of one context and its error, by the best method that the model has, and whether it is no estimate."""
+    given = {} if context is None else {"context": context}
+    if method is not None:
+        return model.log_partition(method, **given, **options), method in _EXACT
+    for known in _EXACT:
+        with suppress(ValueError):  # too many units, or dimensions
+            return model.log_partition(known, **given), True
+    return model.log_partition("ais", **given, **options), False
+
+
+def _rows(
+    score: Any, model: GenerativeModel, x: Tensor, context: Tensor | None, batch_size: int, progress: bool = False
+) -> Tensor:
     """score over all rows, in batches, in eval mode: (B,)."""
     with evaluating(model):
         return torch.cat(
             [
                 score(x[i : i + batch_size], None if context is None else context[i : i + batch_size])
-                for i in range(0, len(x), batch_size)
+                for i in trange(0, len(x), batch_size, desc="batches of rows", disable=not progress)
             ]
         )
 

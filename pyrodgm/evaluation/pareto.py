@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["fit_pareto", "pareto_k"]
+__all__ = ["fit_pareto", "khat_threshold", "pareto_k"]
 
 _PRIOR_WEIGHT = 10.0  # of k = 1/2, as many draws as the paper takes
 
@@ -36,6 +36,7 @@ def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     quartile = y[int(m / 4 + 0.5) - 1]  # (*B)
     j = torch.arange(1, points + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * quartile.dim())
     theta = 1 / y[-1] + (1 - (points / (j - 0.5)).sqrt()) / (3 * quartile)  # (P, *B)
+    theta = torch.where(theta == 0, 1e-12 / y[-1], theta)  # the limit is the exponential distribution, 0 / 0 is not
     k = torch.stack([torch.log1p(-t * y).mean(0) for t in theta])  # (P, *B), with the sign of k here
     weight = (m * ((-theta / k).log() - k - 1)).softmax(0)
     best = (weight * theta).sum(0)
@@ -43,11 +44,25 @@ def fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     return shape, -shape / best
 
 
+def khat_threshold(draws: int) -> float:
+    r"""The shape :math:`\min(1 - 1 / \log_{10} K, 0.7)` above which K weights are too few for what they are asked.
+
+    Args:
+        draws: K > 1; from 2155 on it is 0.7.
+    Source: Vehtari et al. (2024), arXiv:1507.02646, eq. 13.
+    Example:
+        >>> khat_threshold(100), khat_threshold(5000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
 def pareto_k(log_weights: Tensor) -> Tensor:
     r"""The shape :math:`\hat k` of the tail of importance weights, row by row.
 
-    Below 0.7 the importance-sampled likelihood is reliable, above it the guide misses mass; above 1 the weights have
-    no finite mean to the eye of the sample. The tail is the largest :math:`\min(K / 5, 3 \sqrt K)` weights.
+    Below :func:`khat_threshold` the importance-sampled likelihood is reliable, above it the guide misses mass; above 1
+    the weights have no finite mean to the eye of the sample. The tail is the largest :math:`\min(K / 5, 3 \sqrt K)`
+    weights. It is -inf for weights that differ by the rounding of float32 alone: that tail is no guide's.
 
     Args:
         log_weights: (K, *B) in nats, K >= 25.
@@ -65,8 +80,10 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     top = log_weights.double().topk(tail + 1, 0).values.flip(0)  # (M + 1, *B), sorted
     weights = (top - top[-1]).exp()
     excess = weights[1:] - weights[0]
-    # equal weights have no tail at all
-    flat = excess[-1] <= torch.finfo(log_weights.dtype).eps * 100
+    # equal weights have no tail at all; programs mostly sum in float32, whatever type the weights come in
+    largest = log_weights.amax(0)
+    spread = largest - log_weights.amin(0)
+    flat = (excess[-1] <= torch.finfo(log_weights.dtype).eps * 100) | (spread <= 1e-5 * largest.abs().clamp(min=1))
     tied = (top[1] == top[0]) & ~flat  # of the logarithms: an excess that underflows is no tie
     tiny = torch.finfo(torch.float64).tiny
     k, _ = fit_pareto(torch.where(flat | tied, torch.ones_like(excess), excess).clamp(min=tiny))

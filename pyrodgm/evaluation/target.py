@@ -22,16 +22,17 @@ class TargetEstimate(NamedTuple):
     Attributes:
         log_z: log of the target's normaliser in nats; the mean weight is an unbiased estimate of Z.
         standard_error: of log_z, by the delta method.
-        effective_sample_size: of the draws, at most their number (Kish).
-        pareto_k: tail of the weights; above 0.7 the density misses mass and the other figures cannot be trusted.
+        effective: effective number of the draws (Kish).
+        khat: tail of the weights; above :func:`khat_threshold` the density misses mass and the other figures
+            cannot be trusted.
         draws: (N, *event).
         log_weights: (N,), normalised: their exponentials sum to 1.
     """
 
     log_z: float
     standard_error: float
-    effective_sample_size: float
-    pareto_k: float
+    effective: float
+    khat: float
     draws: Tensor
     log_weights: Tensor
 
@@ -65,7 +66,7 @@ def target_estimate(
     Example:
         >>> from pyrodgm.tractable import StandardNormal
         >>> found = target_estimate(StandardNormal(2), lambda x: -0.5 * x.square().sum(-1), draws=100)
-        >>> abs(found.log_z - math.log(2 * math.pi)) < 1e-5, round(found.effective_sample_size)
+        >>> abs(found.log_z - math.log(2 * math.pi)) < 1e-5, round(found.effective)
         (True, 100)
     """
     if draws < 25:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrodgm.core import Latent, evaluating
 from pyrodgm.data.words import BagOfWords
+from pyrodgm.evaluation.likelihood import weights_in_parts
 
 __all__ = ["npmi", "perplexity", "top_words", "topic_diversity"]
 
@@ -63,19 +64,22 @@ def perplexity(model: Latent, corpus: BagOfWords, *, particles: int = 1, batch_s
         model: a topic model.
         corpus: held-out documents.
         particles: of the bound on log p(d) (the ELBO's sample with 1, as papers have it).
-        batch_size: documents at once.
+        batch_size: documents at once; particles are split too, so memory stays bounded.
+    Raises: ValueError for particles < 1.
     Example:
         >>> from pyrodgm.latent import NVDM
         >>> corpus = BagOfWords([0, 2, 3], [0, 2, 1], [3, 1, 1], words=4)
         >>> 1 < perplexity(NVDM(words=4, topics=2), corpus)
         True
     """
+    if particles < 1:
+        raise ValueError(f"expected particles >= 1, got {particles}")
     total = 0.0
     with evaluating(model):
         for rows in torch.arange(len(corpus)).split(batch_size):
             x = corpus.dense(rows).to(model.device, model.dtype)
-            bound = model.log_weights(x, particles=particles).logsumexp(0) - math.log(particles)
-            total += float(bound.double().sum())
+            parts = [weights.logsumexp(0) for weights in weights_in_parts(model, x, None, particles)]
+            total += float((torch.stack(parts).logsumexp(0) - math.log(particles)).double().sum())
     return math.exp(-total / corpus.total)
 
 

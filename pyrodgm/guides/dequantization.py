@@ -64,7 +64,8 @@ class VariationalDequantization(UniformDequantization):
 
     Args:
         flow: density of u whose samples lie in (0, 1), such as a flow that ends in a sigmoid; its context is x,
-            scaled to [-1, 1] and flattened, with the model's context behind it.
+            scaled to [-1, 1] and flattened, with the model's context behind it. A coupling over images lays a context
+            beside every pixel: all C H W numbers H W times for each row and coupling, 160 MB at 64 images of 28 x 28.
         levels: L.
         site: name of the latent site.
     Shapes: x (B, *event), context (B, C) -> z (B, *event).

@@ -53,9 +53,11 @@ class Score(Discrete):
 
 
 class StraightThrough(Discrete):
-    """Draw a hard value whose gradient is that of a Gumbel-softmax draw: biased, of small variance.
+    r"""Draw a hard value whose gradient is that of a Gumbel-softmax draw: biased, of small variance.
 
-    The guide's density is the relaxed one's, so the ELBO is a training signal and no bound.
+    The guide's density is the relaxed one's, so the ELBO is a training signal and no bound. The slope of a one-hot
+    site's log p(y), which torch scores by the index, is that of :math:`\sum_k y_k \log p_k`: the guide adds it to a
+    gradient by the factor "_y_slope", whose value is 1, and runs the program once more for it.
 
     Args:
         temperature: of the relaxation, positive.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,7 @@ from pyrodgm.tractable.parametric import StandardNormal
 
 __all__ = ["FlowGuide"]
 
-
-def _autoregressive(features: int, context: int) -> Bijector:
-    """One inverse autoregressive layer, the identity at first: it draws, and scores its own draw, in one pass."""
-    return Autoregressive(features, context=context, hidden=(64, 64))
+Layer = Callable[..., Bijector]  # layer(features, context=size)
 
 
 class _AffineTransform(BijectiveTransform):
@@ -60,15 +58,16 @@ class FlowGuide(PackedGuide):
 
     The affine map comes last, so that the layers work on numbers of size 1 whatever the scale of the sites. Globals
     have layers of their own and a free affine map, which starts them in the bulk of the prior. A layer is any
-    bijector: the default is inverse autoregressive, ``lambda d, c: Planar(d, c)`` is planar,
-    ``lambda d, c: Autoregressive(d, RationalQuadraticSpline(), c)`` a spline. The order of the numbers is reversed
-    between layers.
+    bijector: the default is inverse autoregressive (it draws, and scores its own draw, in one pass), ``Planar`` is
+    planar, ``lambda d, context: Autoregressive(d, RationalQuadraticSpline(), context=context)`` a spline. The order of
+    the numbers is reversed between layers.
 
     Args:
         sites: what one trace of the program told.
-        layer: makes one bijector of (features, context size).
+        layer: makes one bijector, by ``layer(features, context=size)``; default
+            :class:`~pyrodgm.bijectors.Autoregressive`.
         layers: number of layers.
-        hidden: widths of the network m, s.
+        hidden: widths of the network m, s and of those of the default layers.
         conditional: let the local flow read the global sites; without, they are independent.
         amortized: let the local layers read the features too; without, only the affine map does.
         scale: standard deviation with which the global sites start.
@@ -88,7 +87,7 @@ class FlowGuide(PackedGuide):
     def __init__(
         self,
         sites: Sites,
-        layer: Callable[[int, int], Bijector] = _autoregressive,
+        layer: Layer | None = None,
         layers: int = 4,
         hidden: Sequence[int] = (64, 64),
         conditional: bool = True,
@@ -99,6 +98,7 @@ class FlowGuide(PackedGuide):
         check_sites(sites)
         if layers < 1 or not scale > 0:
             raise ValueError(f"expected layers >= 1 and scale > 0, got {layers} and {scale}")
+        layer = partial(Autoregressive, hidden=hidden) if layer is None else layer
         of_globals: Tractable | None = None
         of_locals: Tractable | None = None
         if sites.global_size:
@@ -115,13 +115,13 @@ class FlowGuide(PackedGuide):
         super().__init__(sites, of_globals, of_locals, discrete, hidden)
 
 
-def _stack(layer: Callable[[int, int], Bijector], features: int, context: int, layers: int) -> list[Bijector]:
+def _stack(layer: Layer, features: int, context: int, layers: int) -> list[Bijector]:
     stack: list[Bijector] = []
     for i in range(layers):
         if i and features > 1:
             stack.append(Permutation(torch.arange(features).flip(0)))
-        made = layer(features, context)
+        made = layer(features, context=context)
         if not isinstance(made, nn.Module):
-            raise TypeError(f"expected layer(features, context) to make a Bijector, got {type(made).__name__}")
+            raise TypeError(f"expected layer(features, context=size) to make a Bijector, got {type(made).__name__}")
         stack.append(made)
     return stack

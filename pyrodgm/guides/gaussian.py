@@ -100,17 +100,19 @@ def sample_normals(
             parts.update({site.name: (site.unpack(m), site.unpack(s)) for site, m, s in shares})
     values = {}
     for site in sites.continuous:  # in the program's order, which TraceMeanField_ELBO asks for
+        if site.name in call.absent:
+            continue
         with call.around(site):
-            values[site.name] = pyro.sample(site.name, _normal_on(site, *parts[site.name]))
+            values[site.name] = pyro.sample(site.name, _normal_on(site, call.support(site), *parts[site.name]))
     return values
 
 
-def _normal_on(site: Site, loc: Tensor, scale: Tensor) -> TorchDistribution:
+def _normal_on(site: Site, support: Any, loc: Tensor, scale: Tensor) -> TorchDistribution:
     normal = dist.Normal(loc, scale).to_event(len(site.free))
     if site.real:
         return normal
     # The cache lives as long as this one distribution: its own draw is scored at the exact unconstrained point.
-    return dist.TransformedDistribution(normal, [biject_to(site.support).with_cache()])
+    return dist.TransformedDistribution(normal, [biject_to(support).with_cache()])
 
 
 class _FullGaussian(Tractable):

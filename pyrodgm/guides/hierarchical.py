@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrodgm.guides.discrete import Discrete
 from pyrodgm.guides.program import ProgramGuide, sample_factor
 from pyrodgm.guides.reading import Call
-from pyrodgm.guides.sites import Sites, check_sites, local_features
+from pyrodgm.guides.sites import Sites, check_sites, local_features, refuse_scaled
 from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric, StandardNormal
 
@@ -38,7 +38,7 @@ class Hierarchical(ProgramGuide):
         conditional: let the local sites read the global ones; without, they are independent given x.
         scale: standard deviation with which the global sites start.
         discrete: how discrete sites are treated; default :class:`~pyrodgm.guides.Enumerate`.
-    Raises: ValueError if auxiliary < 1 or scale is not positive.
+    Raises: ValueError if auxiliary < 1 or scale is not positive, or if a site is under a ``poutine.scale``.
     Source: Ranganath et al. (2016), arXiv:1511.02386, eq. 6-8; Maaloe et al. (2016), arXiv:1602.05473, eq. 5.
     Example:
         >>> def program():
@@ -59,6 +59,7 @@ class Hierarchical(ProgramGuide):
         discrete: Discrete | None = None,
     ) -> None:
         check_sites(sites)
+        refuse_scaled(sites, type(self).__name__)
         if auxiliary < 1 or not scale > 0:
             raise ValueError(f"expected auxiliary >= 1 and scale > 0, got {auxiliary} and {scale}")
         super().__init__(sites, discrete, hidden)

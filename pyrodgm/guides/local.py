@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -16,7 +17,8 @@ from torch.distributions import biject_to
 from pyrodgm.core import Latent, data_plate
 from pyrodgm.distributions.factors import factors
 from pyrodgm.guides.stopped import stopped
-from pyrodgm.traces import sample_sites
+from pyrodgm.shapes import is_real
+from pyrodgm.traces import mask_of, sample_sites
 
 __all__ = ["Local", "refine"]
 
@@ -28,7 +30,8 @@ class Local(nn.Module):
 
     .. math:: z_b = T(\mu_b + \sigma_b \epsilon_b), \qquad \epsilon_b \sim N(0, I)
 
-    where T maps onto the support of the site.
+    where T maps onto the support of the site. What a mask leaves out there has no weight
+    here either.
 
     Args:
         model: whose latent sites, all in the data plate and continuous, it samples.
@@ -51,6 +54,7 @@ class Local(nn.Module):
         super().__init__()
         self.rows = len(x)
         self.supports: dict[str, Any] = {}
+        self.masks: dict[str, Any] = {}
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         program = model.guide if from_guide else model
         with torch.no_grad():
@@ -78,13 +82,17 @@ class Local(nn.Module):
                 "from_guide=False, or keep the model's own guide if it is a point"
             )
         self.supports[name] = support
+        mask = mask_of(site)
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=mean.device)
+            self.masks[name] = mask[0] if mask.dim() > 1 else mask  # (K, B): particles of one site are alike
         self.loc[name], self.log_scale[name] = nn.Parameter(mean), nn.Parameter((share * scale).log())
 
     def condition(self, name: str) -> TorchDistribution:
         """The distribution of one site, batch shape (B,)."""
         loc, scale = self.loc[name], self.log_scale[name].exp()
         q = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim() - 1)
-        if _is_real(self.supports[name]):
+        if is_real(self.supports[name]):
             return q
         return dist.TransformedDistribution(q, [biject_to(self.supports[name])])
 
@@ -92,7 +100,11 @@ class Local(nn.Module):
         if len(x) != self.rows:
             raise ValueError(f"expected the {self.rows} rows that the parameters belong to, got {len(x)}")
         with data_plate(x, context, n):
-            return {name: pyro.sample(name, self.condition(name)) for name in self.supports}
+            return {name: self._sample(name) for name in self.supports}
+
+    def _sample(self, name: str) -> Tensor:
+        with poutine.mask(mask=self.masks[name]) if name in self.masks else nullcontext():
+            return pyro.sample(name, self.condition(name))
 
 
 def refine(
@@ -148,12 +160,6 @@ def _log_weights(model: Latent, local: Local, x: Tensor, context: Tensor | None,
     program = model.particle_trace(poutine.replay(model, trace=drawn), particles, x, context)
     scored = model.particle_trace(poutine.replay(stopped(local), trace=drawn), particles, x, context)
     return model.row_log_prob(program) - model.row_log_prob(scored)  # (K, B)
-
-
-def _is_real(support: Any) -> bool:
-    while isinstance(support, torch.distributions.constraints.independent):
-        support = support.base_constraint
-    return support is torch.distributions.constraints.real
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor] | None:

@@ -9,16 +9,18 @@ from typing import Any, Protocol, cast
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.distribution import Distribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, register_kl
 
-from pyrodgm.guides.discrete import Discrete, DiscretePosterior, Enumerate
-from pyrodgm.guides.reading import Call, Site
-from pyrodgm.guides.sites import Sites, check_sites
+from pyrodgm.guides.discrete import Discrete, DiscretePosterior, Enumerate, StraightThrough
+from pyrodgm.guides.reading import Call, Site, at_rest
+from pyrodgm.guides.sites import Sites, check_sites, refuse_scaled
 from pyrodgm.shapes import join_context
+from pyrodgm.traces import plain
 
 __all__ = ["PackedGuide", "ProgramGuide", "Pushed", "sample_factor"]
 
@@ -72,7 +74,10 @@ class ProgramGuide(nn.Module):
         if call.features is not None:
             call.features = call.features.to(self.like)
         values = self._sample_discrete(call)
-        return {**values, **self.sample_continuous(call, args, kwargs)}
+        values |= self.sample_continuous(call, args, kwargs)
+        if self.discrete is not None and isinstance(self.discrete.how, StraightThrough) and torch.is_grad_enabled():
+            self._sample_slopes(values, call, args, kwargs)
+        return values
 
     @abstractmethod
     def sample_continuous(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
@@ -93,30 +98,51 @@ class ProgramGuide(nn.Module):
                 call.features = join_context(call.features, numbers)
         return values
 
-    def sample_pushed(self, site: Site, packed: Tensor, call: Call) -> Tensor:
-        """The site at unconstrained numbers that an auxiliary site drew, (..., site.size)."""
+    def _sample_slopes(self, values: dict[str, Tensor], call: Call, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Factors of value 1 with the slope of log p(y) in a one-hot y, which torch's own, by the index, has not."""
+        found = [s for s in self.sites.discrete if s.family is dist.OneHotCategorical and s.name in values]
+        if not found:
+            return
+        known = values | {name: plate.indices for name, plate in call.plates.items()}
+        with at_rest(self.sites.program):
+            trace = poutine.trace(poutine.condition(self.sites.program, data=known)).get_trace(*args, **kwargs)
+        for site in found:
+            slope = (values[site.name] * plain(trace.nodes[site.name]["fn"]).logits).sum(-1)
+            slope = sum_rightmost(slope, site.event_dim - 1)
+            with call.around(site):
+                sample_factor(f"_{site.name}_slope", slope.detach() - slope)
+
+    def sample_pushed(self, site: Site, packed: Tensor, call: Call) -> Tensor | None:
+        """The site at unconstrained numbers that an auxiliary site drew, (..., site.size); None where it is absent."""
         free = site.unpack(packed)
-        transform = biject_to(site.support)
+        if site.name in call.absent:
+            self._sample_missing(site, free, call, torch.ones((), dtype=torch.bool, device=free.device))
+            return None
+        transform = biject_to(call.support(site))
         value = transform(free)
         ladj = transform.inv.log_abs_det_jacobian(value, free)
         ladj = sum_rightmost(ladj, ladj.dim() - value.dim() + site.event_dim)
         with call.around(site):
             pushed = pyro.sample(site.name, Pushed(value, log_density=ladj, event_dim=site.event_dim))
         if site.name in call.masks:
-            # Where the program has no such site, it is given a standard normal one, which is the bound's pseudo-prior.
-            pseudo = sum_rightmost(dist.Normal(free.new_zeros(()), 1.0).log_prob(free), len(site.free))
-            missing = (~call.masks[site.name]).to(pseudo.dtype)
-            with call.around(site, masked=False):
-                sample_factor(f"_{site.name}_masked", -pseudo * missing)
+            self._sample_missing(site, free, call, ~call.masks[site.name])
         return pushed
+
+    @staticmethod
+    def _sample_missing(site: Site, free: Tensor, call: Call, missing: Tensor) -> None:
+        # Where the program has no such site, it is given a standard normal one, which is the bound's pseudo-prior.
+        pseudo = sum_rightmost(dist.Normal(free.new_zeros(()), 1.0).log_prob(free), len(site.free))
+        with call.around(site, masked=False):
+            sample_factor(f"_{site.name}_masked", -pseudo * missing.to(pseudo.dtype))
 
     def sample_packed(self, sites: Sequence[Site], packed: Tensor, call: Call) -> dict[str, Tensor]:
         """Sample each site at its share of the packed numbers."""
         shares = packed.split([site.size for site in sites], -1)
-        return {s.name: self.sample_pushed(s, u, call) for s, u in zip(sites, shares, strict=True)}
+        pushed = {s.name: self.sample_pushed(s, u, call) for s, u in zip(sites, shares, strict=True)}
+        return {name: value for name, value in pushed.items() if value is not None}
 
 
-class Conditional(Protocol):
+class Posterior(Protocol):
     """What a packed guide asks of its posteriors; any Tractable answers it."""
 
     event_shape: torch.Size
@@ -140,7 +166,7 @@ class PackedGuide(ProgramGuide):
             where its size is F + G; None where there are none.
         discrete: how discrete sites are treated; default :class:`~pyrodgm.guides.Enumerate`.
         hidden: widths of the network for the discrete sites.
-    Raises: ValueError if the sizes do not fit the program.
+    Raises: ValueError if the sizes do not fit the program, or if a site is under a ``poutine.scale``.
     Source: Kucukelbir et al. (2017), arXiv:1603.00788; Kingma and Welling (2014), arXiv:1312.6114.
     Example:
         >>> import torch
@@ -158,12 +184,13 @@ class PackedGuide(ProgramGuide):
     def __init__(
         self,
         sites: Sites,
-        posterior_of_globals: Conditional | None,
-        posterior_of_locals: Conditional | None,
+        posterior_of_globals: Posterior | None,
+        posterior_of_locals: Posterior | None,
         discrete: Discrete | None = None,
         hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__(sites, discrete, hidden)
+        refuse_scaled(sites, type(self).__name__)
         _check_size("posterior_of_globals", posterior_of_globals, sites.global_size, (0,))
         wanted = (self.features, self.features + sites.global_size)
         _check_size("posterior_of_locals", posterior_of_locals, sites.local_size, wanted)
@@ -189,7 +216,7 @@ class PackedGuide(ProgramGuide):
         return values
 
 
-def _check_size(name: str, posterior: Conditional | None, size: int, contexts: tuple[int, ...]) -> None:
+def _check_size(name: str, posterior: Posterior | None, size: int, contexts: tuple[int, ...]) -> None:
     if posterior is None:
         if size:
             raise ValueError(f"expected {name} over {size} numbers, got None")

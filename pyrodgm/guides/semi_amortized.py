@@ -14,7 +14,7 @@ from torch.distributions import biject_to
 from pyrodgm.guides.gaussian import MeanField, sample_normals, scale_of
 from pyrodgm.guides.program import ProgramGuide
 from pyrodgm.guides.reading import Call, Site
-from pyrodgm.guides.sites import Sites, check_sites
+from pyrodgm.guides.sites import Sites, check_sites, refuse_scaled
 from pyrodgm.traces import sample_sites
 
 __all__ = ["SemiAmortized"]
@@ -38,7 +38,8 @@ class SemiAmortized(ProgramGuide):
         step_size: where both step sizes start; they are learned.
         hidden: widths of the network.
         scale: standard deviation with which the global sites start.
-    Raises: ValueError if the program has no local continuous sites or has discrete ones, or for steps < 1.
+    Raises: ValueError if the program has no local continuous sites or has discrete ones, if a site is under a
+        ``poutine.scale``, or for steps < 1.
     Source: Kim et al. (2018), arXiv:1802.02550, algorithm 1.
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -65,6 +66,7 @@ class SemiAmortized(ProgramGuide):
             raise ValueError("expected a program with local continuous sites and no discrete ones; use MeanField")
         if steps < 1 or not step_size > 0:
             raise ValueError(f"expected steps >= 1 and step_size > 0, got {steps} and {step_size}")
+        refuse_scaled(sites, type(self).__name__)
         super().__init__(sites)
         self.amortized = MeanField(sites, hidden, scale)
         self.steps = steps
@@ -99,30 +101,30 @@ class SemiAmortized(ProgramGuide):
         scale = scale_of(raw_scale)
         noise = scale * torch.randn_like(scale)
         plate = call.plates[str(self.sites.plate)]
-        fixed, _ = self._values(self.sites.global_sites, self.amortized.loc, {})
+        fixed, _ = self._values(self.sites.global_sites, self.amortized.loc, call)
         total: Any = scale.log().sum()
         for sign in (1.0, -1.0):
-            values, ladj = self._values(self.sites.local_sites, loc + sign * noise, call.masks)
+            values, ladj = self._values(self.sites.local_sites, loc + sign * noise, call)
             known = {**fixed, **values, str(self.sites.plate): plate.indices}
             # What is scaled to the whole data set counts as the rows at hand.
             total = total + 0.5 * (ladj + self._log_joint(known, args, kwargs) * plate.subsample_size / plate.size)
         return total
 
-    def _values(
-        self, sites: Sequence[Site], packed: Tensor | None, masks: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], Any]:
+    def _values(self, sites: Sequence[Site], packed: Tensor | None, call: Call) -> tuple[dict[str, Tensor], Any]:
         """Values of the sites at packed numbers, and the log-determinant that their density takes; masks count."""
         values: dict[str, Tensor] = {}
         total: Any = 0.0
         if packed is None:
             return values, total
         for site, share in zip(sites, packed.split([s.size for s in sites], -1), strict=True):
+            if site.name in call.absent:
+                continue
             free = site.unpack(share)
-            transform = biject_to(site.support)
+            transform = biject_to(call.support(site))
             value = values[site.name] = transform(free)
             ladj = transform.log_abs_det_jacobian(free, value)
             ladj = sum_rightmost(ladj, ladj.dim() - value.dim() + site.event_dim)
-            total = total + scale_and_mask(ladj, mask=masks.get(site.name)).sum()
+            total = total + scale_and_mask(ladj, mask=call.masks.get(site.name)).sum()
         return values, total
 
     def _log_joint(self, values: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

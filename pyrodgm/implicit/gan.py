@@ -19,7 +19,7 @@ class GAN(Implicit):
 
     Args:
         generator: module (B, Z + C) -> (B, *event) or anything that reshapes to it.
-        event_shape: shape of one x.
+        event_shape: shape of one x; a number D is (D,).
         prior: density of z; its event is (Z,).
         context: size C of the conditioning vector, 0 for none.
     Shapes: z (B, Z), context (B, C) -> x (B, *event).
@@ -29,7 +29,9 @@ class GAN(Implicit):
         torch.Size([3, 2])
     """
 
-    def __init__(self, generator: nn.Module, event_shape: tuple[int, ...], prior: Tractable, context: int = 0) -> None:
+    def __init__(
+        self, generator: nn.Module, event_shape: int | tuple[int, ...], prior: Tractable, context: int = 0
+    ) -> None:
         super().__init__(event_shape, prior, context)
         self.generator = generator
 
@@ -52,7 +54,7 @@ class GAN(Implicit):
             output: what the last layer goes through, such as ``nn.Sigmoid()`` for data in [0, 1].
         """
         net: nn.Module = MLP(latent + context, features, hidden)
-        return cls(net if output is None else nn.Sequential(net, output), (features,), StandardNormal(latent), context)
+        return cls(net if output is None else nn.Sequential(net, output), features, StandardNormal(latent), context)
 
     def generate(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         x = self.generator(join_context(z, context))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Info", "Kernel", "State", "Tuner", "refuse_memory"]
+__all__ = ["Info", "Kernel", "State", "Tuner", "refuse_memory", "shown"]
 
 Potential = Callable[[Tensor], Tensor]
 
@@ -81,6 +81,18 @@ class Tuner:
         """Learn from one step of ``self.kernel``."""
 
 
+def shown(thing: Any) -> str:
+    """The class of a kernel or a metric with its settings, those that are set; of a tensor the shape."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"tensor{tuple(value.shape)}"
+        return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+    settings = {k: v for k, v in vars(thing).items() if v is not None and not k.startswith("_")}
+    return f"{type(thing).__name__}({', '.join(f'{k}={text(v)}' for k, v in settings.items())})"
+
+
 def refuse_memory(kernel: Kernel, user: str) -> None:
     """Raise TypeError, in the name of ``user``, for a kernel that has to run on without a new start."""
     if kernel.remembers:
@@ -107,6 +119,9 @@ class Kernel(ABC):
     @abstractmethod
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         """One move of every chain; noise comes from ``generator``, or torch's own."""
+
+    def __repr__(self) -> str:
+        return shown(self)
 
     def tuner(self, state: State, steps: int, generator: torch.Generator | None = None) -> Tuner:
         """What tunes this kernel in ``steps`` warm-up steps of the chains that stand at ``state``."""

@@ -15,6 +15,8 @@ from pyrodgm.kernels.metric import Diagonal, Metric
 
 __all__ = ["ChEES", "chees_gradient"]
 
+_MORE = 10  # steps of a trajectory that starts anew, after moves of single steps
+
 
 def chees_gradient(
     before: Tensor, proposal: tuple[Tensor, Tensor], accept_prob: Tensor, time: float, metric: Metric
@@ -76,7 +78,8 @@ class ChEES(Kernel):
     Raises: ValueError if length or step_size is not positive, target is not inside (0, 1), or max_steps < 1; from
         ``tuner`` for less than two chains.
     Source: Hoffman, Radul and Sountsov (2021), An adaptive-MCMC scheme for setting trajectory lengths in
-        Hamiltonian Monte Carlo, AISTATS, algorithm 1. Departures: the metric, and ends of the length average.
+        Hamiltonian Monte Carlo, AISTATS, algorithm 1. Departures: the metric, new starts of the length when that is
+        renewed (if the units change much, or trajectories were single steps), and ends of the length average.
     Example:
         >>> kernel = ChEES()
         >>> state = kernel.init(lambda x: x.square().sum(-1) / 2, torch.randn(8, 3))
@@ -158,10 +161,13 @@ class ChEESTuner(StepAndMetricTuner):
             gradient = chees_gradient(before.positions, info.proposal, info.accept_prob, time, used.metric).item()
             if math.isfinite(gradient):
                 self._ascend(gradient, used)
-        old = self.metric
+        old, step = self.metric, self._averaging.average
         super().update(before, after, info)
         if self.metric is not old and self._length is not None:
-            self._length = self._average = self._converted(self._length, old.stretch(self.metric))
+            if self._length < 2 * step:  # single steps have told nothing of longer trajectories
+                self._length = self._average = min(_MORE * step, math.pi / 2)
+            else:
+                self._length = self._average = self._converted(self._length, old.stretch(self.metric))
             self._second, self._updates = 0.0, 0
             self.kernel = self._build(self._averaging.step_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,20 +12,21 @@ from pyrodgm.draws import one_of
 from pyrodgm.kernels.base import Info, Kernel, Potential, State
 from pyrodgm.kernels.langevin import energy_and_gradient
 
-__all__ = ["CategoricalGibbsWithGradients", "GibbsWithGradients"]
+__all__ = ["CategoricalGibbsWithGradients", "GibbsWithGradients", "LocallyInformed"]
 
 
-class _LocallyInformed(Kernel):
+class LocallyInformed(Kernel):
     """Moves that are picked by half their gain in log p to the first order, with the exact correction.
 
     Args:
         flips: moves a step, each with its own correction.
+        levels: of flat groups of units, one of which is 1; None for other positions.
     """
 
-    def __init__(self, flips: int) -> None:
+    def __init__(self, flips: int, levels: int | None = None) -> None:
         if flips < 1:
             raise ValueError(f"expected flips >= 1, got {flips}")
-        self.flips = flips
+        self.flips, self.levels = flips, levels
 
     @abstractmethod
     def logits(self, x: Tensor, gradient: Tensor) -> Tensor:
@@ -38,9 +40,23 @@ class _LocallyInformed(Kernel):
     def check(self, positions: Tensor) -> None:
         """Raise ValueError for positions that are none of the states."""
 
-    def init(self, potential: Potential, positions: Tensor) -> State:
+    def energy_of(self, potential: Any) -> Potential:
+        """The energy of discrete positions: that of a machine's conditionals, else the potential itself.
+
+        Raises: TypeError for a machine whose units come in groups that this kernel would break.
+        """
+        levels = getattr(potential, "levels", None)
+        if levels is not None and levels != self.levels:
+            raise TypeError(
+                f"expected a kernel for groups of {levels} levels, got {self!r}; use "
+                f"CategoricalGibbsWithGradients(levels={levels})"
+            )
+        return getattr(potential, "discrete_energy", potential)
+
+    def init(self, potential: Any, positions: Tensor) -> State:
+        energy = self.energy_of(potential)
         self.check(positions)
-        return State(positions.detach(), potential, *energy_and_gradient(potential, positions))
+        return State(positions.detach(), energy, *energy_and_gradient(energy, positions))
 
     def step(self, state: State, generator: torch.Generator | None = None) -> tuple[State, Info]:
         probabilities = []
@@ -72,7 +88,7 @@ class _LocallyInformed(Kernel):
         ), accept_prob
 
 
-class GibbsWithGradients(_LocallyInformed):
+class GibbsWithGradients(LocallyInformed):
     r"""Flips one binary unit at a time, the one that the gradient expects to gain most.
 
     .. math::
@@ -80,13 +96,15 @@ class GibbsWithGradients(_LocallyInformed):
         \alpha = \min\Bigl(1, e^{f(x') - f(x)} \frac{q(i \mid x')}{q(i \mid x)}\Bigr)
 
     with f = -E and :math:`\bar x_i` the other value of a unit. The energy is asked for its gradient at discrete points,
-    so it must be a differentiable function; the correction is exact, whatever the gradient says.
+    so it must be a differentiable function; the correction is exact, whatever the gradient says. Machines of this
+    library take it as their ``kernel``: the potential of an RBM is then E(x) without its hidden units.
 
     Args:
         flips: moves a step, one gradient each.
         low, high: the two values of a unit: 0 and 1, or -1 and 1.
     Shapes: positions (chains, *event), all ``low`` or ``high``.
-    Raises: ValueError for flips < 1, or positions of other values; TypeError for a potential that is no energy.
+    Raises: ValueError for flips < 1, or positions of other values; TypeError for a potential that is no energy, or
+        whose units come in groups.
     Source: Grathwohl et al. (2021), Oops I took a gradient, arXiv:2102.04509.
     Example:
         >>> from pyrodgm.energy import RBM
@@ -119,7 +137,7 @@ class GibbsWithGradients(_LocallyInformed):
         return torch.where(chosen, self.low + self.high - x, x), choice
 
 
-class CategoricalGibbsWithGradients(_LocallyInformed):
+class CategoricalGibbsWithGradients(LocallyInformed):
     r"""Changes one categorical unit at a time to the value that the gradient expects to gain most.
 
     .. math::
@@ -130,7 +148,8 @@ class CategoricalGibbsWithGradients(_LocallyInformed):
 
     Args:
         flips: moves a step, one gradient each.
-    Shapes: positions one-hot, (chains, D, K).
+        levels: K of positions in flat groups, as :class:`~pyrodgm.energy.SoftmaxUnits` are; None for (chains, D, K).
+    Shapes: positions one-hot, (chains, D, K), or (chains, D K) with ``levels``.
     Raises: ValueError for flips < 1, or positions that are not one-hot.
     Source: Grathwohl et al. (2021), arXiv:2102.04509; there a move may lead to the same place.
     Example:
@@ -141,26 +160,34 @@ class CategoricalGibbsWithGradients(_LocallyInformed):
         tensor([1.])
     """
 
-    def __init__(self, flips: int = 1) -> None:
-        super().__init__(flips)
+    def __init__(self, flips: int = 1, levels: int | None = None) -> None:
+        super().__init__(flips, levels)
+
+    def _groups(self, x: Tensor) -> Tensor:
+        """(chains, D, K)."""
+        return x if self.levels is None else x.unflatten(-1, (-1, self.levels))
 
     def check(self, positions: Tensor) -> None:
-        binary = (positions == 0) | (positions == 1)
-        if positions.dim() != 3 or not bool(binary.all()) or not bool((positions.sum(-1) == 1).all()):
+        flat = self.levels is not None and positions.dim() == 2 and positions.shape[1] % self.levels == 0
+        x = self._groups(positions) if flat else positions
+        fits = x.dim() == 3 and flat == (self.levels is not None)
+        one_hot = ((x == 0) | (x == 1)).all(-1) & (x.sum(-1) == 1)
+        if not fits or not bool(one_hot.all()):
             raise ValueError(
-                f"expected one-hot positions (chains, D, K), got {tuple(positions.shape)}; "
-                "use torch.nn.functional.one_hot(x, K).float()"
+                f"expected one-hot positions (chains, D, K), or (chains, D K) with levels=K, got "
+                f"{tuple(positions.shape)} and levels={self.levels}; use torch.nn.functional.one_hot(x, K).float()"
             )
 
     def logits(self, x: Tensor, gradient: Tensor) -> Tensor:
+        x, gradient = self._groups(x), self._groups(gradient)
         gain = (x * gradient).sum(-1, keepdim=True) - gradient  # of f = -E
         return (gain / 2).masked_fill(x == 1, -torch.inf).flatten(1)
 
     def moved(self, x: Tensor, choice: Tensor) -> tuple[Tensor, Tensor]:
-        values = x.shape[-1]
+        y = self._groups(x).clone()
+        values = y.shape[-1]
         unit, value = choice // values, choice % values
         rows = torch.arange(len(x), device=x.device)
-        back = unit * values + x[rows, unit].argmax(-1)
-        y = x.clone()
+        back = unit * values + y[rows, unit].argmax(-1)
         y[rows, unit] = torch.nn.functional.one_hot(value, values).to(x.dtype)
-        return y, back
+        return y.reshape(x.shape), back

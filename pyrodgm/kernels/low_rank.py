@@ -126,7 +126,7 @@ class LowRank(Metric):
                 f"expected positions of {self.inverse_mass.shape[-1]} numbers for that metric, got {size}; "
                 f"pass LowRank({self.rank}) and let warm-up find it"
             )
-        return _parts(self.inverse_mass)
+        return _parts(self.inverse_mass.to(positions))
 
     def momentum(self, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(positions.shape, generator=generator, dtype=positions.dtype, device=positions.device)
@@ -137,7 +137,7 @@ class LowRank(Metric):
 
     def inverse(self, positions: Tensor) -> Tensor:
         parts = self._parts(positions)
-        return _packed(*parts) if self.inverse_mass is None else self.inverse_mass
+        return _packed(*parts) if self.inverse_mass is None else self.inverse_mass.to(positions)
 
     def weigh(self, positions: Tensor) -> Tensor:
         scale, directions, values = self._parts(positions)

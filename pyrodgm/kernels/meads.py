@@ -279,7 +279,8 @@ def _moved(
     accept = active & (drifted.abs() < log_ratio.exp())
     moved = accept.reshape(shape)
     momentum = torch.where(active.reshape(shape), torch.where(moved, q, -refreshed), p)
-    tested = torch.where(accept, drifted / log_ratio.exp(), drifted)
+    # of the level's dtype where the energies have another: the graph of the first move is that of all
+    tested = torch.where(accept, drifted / log_ratio.exp(), drifted).to(level.dtype)
     return (
         torch.where(moved, y, x),
         momentum,

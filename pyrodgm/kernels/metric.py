@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyrodgm.kernels.base import shown
+
 __all__ = ["Collector", "Dense", "Diagonal", "Metric", "Moments", "kinetic", "velocity"]
 
 
@@ -105,6 +107,9 @@ class Metric(ABC):
     dense: bool
     inverse_mass: Tensor | None
 
+    def __repr__(self) -> str:
+        return shown(self)
+
     @abstractmethod
     def momentum(self, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """p ~ N(0, M) for each chain, like positions (chains, *event)."""
@@ -177,15 +182,15 @@ class Diagonal(Metric):
 
     def momentum(self, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(positions.shape, generator=generator, dtype=positions.dtype, device=positions.device)
-        return noise if self._scale is None else noise * self._scale
+        return noise if self._scale is None else noise * self._scale.to(noise)
 
     def inverse(self, positions: Tensor) -> Tensor:
         if self.inverse_mass is None:
             return torch.ones_like(positions[0])
-        return self.inverse_mass.expand(positions.shape[1:]).contiguous()
+        return self.inverse_mass.to(positions).expand(positions.shape[1:]).contiguous()
 
     def weigh(self, positions: Tensor) -> Tensor:
-        return positions if self.inverse_mass is None else positions / self.inverse_mass
+        return positions if self.inverse_mass is None else positions / self.inverse_mass.to(positions)
 
     def stretch(self, newer: Metric) -> float:
         if newer.inverse_mass is None:
@@ -226,7 +231,8 @@ class Dense(Metric):
             return noise
         self._check(positions)
         # covariance = L L', so L^-T noise has covariance (L L')^-1 = M
-        return torch.linalg.solve_triangular(self._factor.T, noise.flatten(1).T, upper=True).T.reshape(noise.shape)
+        factor = self._factor.to(noise)
+        return torch.linalg.solve_triangular(factor.T, noise.flatten(1).T, upper=True).T.reshape(noise.shape)
 
     def _check(self, positions: Tensor) -> None:
         size = positions[0].numel()
@@ -240,13 +246,13 @@ class Dense(Metric):
         if self.inverse_mass is None:
             return torch.eye(positions[0].numel(), dtype=positions.dtype, device=positions.device)
         self._check(positions)
-        return self.inverse_mass
+        return self.inverse_mass.to(positions).contiguous()  # an inverse comes column by column, which no graph takes
 
     def weigh(self, positions: Tensor) -> Tensor:
         if self._factor is None:
             return positions
         self._check(positions)
-        return torch.cholesky_solve(positions.flatten(1).T, self._factor).T.reshape(positions.shape)
+        return torch.cholesky_solve(positions.flatten(1).T, self._factor.to(positions)).T.reshape(positions.shape)
 
     def stretch(self, newer: Metric) -> float:
         if newer.inverse_mass is None:

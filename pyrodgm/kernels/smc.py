@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from pyrodgm.kernels.base import Kernel, Potential
+from pyrodgm.kernels.base import Kernel, Potential, refuse_memory
 from pyrodgm.kernels.langevin import energy_and_gradient
 
 __all__ = ["SMCEstimate", "sequential_monte_carlo", "systematic_resample"]
@@ -60,6 +61,7 @@ def sequential_monte_carlo(
     ess: float = 0.5,
     base_log_partition: Tensor | float = 0.0,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> SMCEstimate:
     r"""log Z of exp(-E) and draws of it, from draws of a reference whose normaliser is known.
 
@@ -81,7 +83,10 @@ def sequential_monte_carlo(
         ess: share of the particles, inside (0, 1).
         base_log_partition: :math:`\log Z_0`, of :math:`e^{-E_0}`.
         generator: of all noise.
-    Raises: ValueError for fewer than two runs or particles, moves < 1, or an ess outside (0, 1).
+        progress: show a bar of the runs, with the inverse temperature of the present one.
+    Raises: ValueError for fewer than two runs or particles, moves < 1, an ess outside (0, 1), or particles none of
+        which has a probability; TypeError for a kernel that keeps no energies (SGLD, block Gibbs), or that has to run
+        on from step to step (ParallelTempering, SGHMC).
     Source: Del Moral, Doucet and Jasra (2006), Sequential Monte Carlo samplers, JRSS B 68, section 3.3.2.3, with the
         adaptive temperatures of Jasra et al. (2011), Scand. J. Statist. 38.
     Example:
@@ -96,7 +101,9 @@ def sequential_monte_carlo(
         raise ValueError(f"expected start (runs, particles, *event), two each at least, got {tuple(start.shape)}")
     if moves < 1 or not 0 < ess < 1:
         raise ValueError(f"expected moves >= 1 and 0 < ess < 1, got {moves} and {ess}")
-    runs = [_run(reference, target, x, kernel, moves, ess, generator) for x in start]
+    refuse_memory(kernel, "SMC")
+    with tqdm(start, desc="runs", disable=not progress) as bar:
+        runs = [_run(reference, target, x, kernel, moves, ess, generator, bar) for x in bar]
     log_zs = torch.stack([log_z for log_z, _, _ in runs]) + base_log_partition
     log_z = log_zs.logsumexp(0) - math.log(len(runs))
     error = (log_zs - log_z).exp().std() / math.sqrt(len(runs))
@@ -111,16 +118,23 @@ def _run(
     moves: int,
     ess: float,
     generator: torch.Generator | None,
+    bar: Any,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """log Z / Z_0, the particles and the inverse temperatures of one population (N, *event)."""
     betas, log_z = [0.0], x.new_zeros((), dtype=torch.float64)
     while betas[-1] < 1:
-        gain = (reference(x) - target(x)).double().nan_to_num(nan=-torch.inf)  # (N,)
+        gain = (reference(x) - target(x)).double().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if not bool(gain.max().isfinite()):
+            raise ValueError(
+                f"expected particles of finite energy, got none among {len(x)}; take more of them, or a reference (a "
+                "prior) that reaches where the target is"
+            )
         beta = _next(betas[-1], gain, ess)
         log_weights = _weighed(gain, beta - betas[-1])
         log_z = log_z + log_weights.logsumexp(0) - math.log(len(x))
         x = x[systematic_resample(log_weights.softmax(0), generator)]
         betas.append(beta)
+        bar.set_postfix(beta=f"{beta:.3g}")
         x, kernel = _moved(_Bridge(reference, target, beta), x, kernel, moves, generator)
     return log_z, x, betas
 
@@ -130,6 +144,11 @@ def _moved(
 ) -> tuple[Tensor, Kernel]:
     """The particles after ``moves`` steps, and the kernel as it was tuned to them."""
     state = kernel.init(potential, x)
+    if state.energy is None:
+        raise TypeError(
+            f"expected a kernel that accepts by energies for SMC, got {type(kernel).__name__}; use HMC, NUTS, MEADS, "
+            "MALA or RandomWalk"
+        )
     if hasattr(kernel, "one_step_acceptance"):  # whose step size and metric are tuned; MEADS reads both off its folds
         moments = kernel.metric.moments()
         moments.add(x, state.gradient)

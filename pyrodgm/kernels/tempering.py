@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyrodgm.kernels.base import Info, Kernel, Potential, State, Tuner
+from pyrodgm.kernels.discrete import LocallyInformed
 from pyrodgm.kernels.langevin import energy_and_gradient
 
 __all__ = ["LadderTuner", "ParallelTempering", "Swaps", "even_ladder"]
@@ -61,7 +62,8 @@ class ParallelTempering(Kernel):
     for it. Warm-up tunes the kernel over all replicas, and the ladder until all pairs reject alike.
 
     Args:
-        kernel: that moves by energies and corrects itself exactly, such as ``HMC()`` or ``RandomWalk(0.5)``.
+        kernel: that moves by energies and corrects itself exactly, such as ``HMC()`` or ``RandomWalk(0.5)``; for
+            Boltzmann machines ``GibbsWithGradients()``.
         replicas: R >= 2.
         hottest: :math:`\beta_R` of a geometric ladder, in (0, 1).
         betas: the ladder itself, from 1 down, instead of both.
@@ -107,13 +109,16 @@ class ParallelTempering(Kernel):
             raise ValueError(f"expected betas that fall, got {self.betas.tolist()}")
         self.kernel, self.adapt, self.scaled = kernel, adapt, scaled
 
-    def init(self, potential: Potential, positions: Tensor) -> State:
+    def init(self, potential: Any, positions: Tensor) -> State:
+        if isinstance(self.kernel, LocallyInformed):
+            potential = self.kernel.energy_of(potential)
         replicas = len(self.betas)
         x = positions.detach().unsqueeze(1).expand(-1, replicas, *positions.shape[1:]).flatten(0, 1)
         heated = _Heated(potential, self.betas, self.scaled)
         try:
             inner = self.kernel.init(heated, x * heated.factors(x)[1])
         except RuntimeError as error:
+            energy_and_gradient(potential, positions)  # what fails by itself says so
             raise ValueError(
                 f"expected an energy of any number of rows, and {len(x)} replicas of {len(positions)} chains make it "
                 "fail; of a conditional model sample one context, (C,), at a time"
@@ -121,7 +126,7 @@ class ParallelTempering(Kernel):
         if inner.energy is None or inner.memory:
             raise TypeError(
                 f"expected a kernel that accepts by energies, got {type(self.kernel).__name__}; use HMC, NUTS, ChEES, "
-                "MALA or RandomWalk"
+                "MALA or RandomWalk, for discrete units GibbsWithGradients"
             )
         return self._outer(inner, potential)
 

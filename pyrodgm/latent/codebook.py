@@ -197,7 +197,7 @@ class CodePrior(Tractable):
     Shapes: z (*B, L * E), context (*B, C) -> log_prob (*B,) in nats.
     Example:
         >>> from pyrodgm.tractable import MADE, CategoricalConditional
-        >>> prior = CodePrior(MADE(3, [16], CategoricalConditional(8)), Codebook(8, 2))
+        >>> prior = CodePrior(MADE(3, [16], conditional=CategoricalConditional(8)), Codebook(8, 2))
         >>> prior.sample(5).shape
         torch.Size([5, 6])
     """

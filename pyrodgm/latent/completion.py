@@ -1,8 +1,8 @@
-"""What is missing of incomplete rows, by importance resampling of a latent model's z."""
+"""What is missing of incomplete rows: by a chain over a latent model's z, and by importance resampling of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +15,43 @@ from pyrodgm.guides.program import Pushed
 from pyrodgm.shapes import observed_part
 from pyrodgm.traces import sample_sites, site_log_prob
 
-__all__ = ["resample_missing"]
+__all__ = ["draw_missing", "resample_missing"]
 
 _IMPUTED = 8  # rows whose guides make up the proposal
+
+
+def draw_missing(model: Latent, x: Tensor, mask: Tensor, context: Tensor | None, steps: int) -> Tensor:
+    """What :meth:`Latent.complete` returns, with the arguments and errors that it has."""
+    x, context = model.check_rows(x, context)
+    if steps < 0:
+        raise ValueError(f"expected steps >= 0, got {steps}")
+    with evaluating(model), poutine.block():
+        drawn: Any = poutine.trace(model).get_trace(None, context, n=len(x)).nodes["x"]
+        factors(drawn["fn"])  # what is observed must not tell of what is missing but by way of z
+        observed = observed_part(x, mask)
+        filled = torch.where(observed, x, drawn["value"])
+        trace = poutine.trace(model.guide).get_trace(filled, context)
+        for _ in range(steps):
+            draw: Any = poutine.replay(model, trace=trace)(None, context, n=len(x))
+            filled = torch.where(observed, x, draw)
+            trace = _metropolis(model, trace, filled, context)
+        return filled
+
+
+def _metropolis(model: Latent, current: Any, x: Tensor, context: Tensor | None) -> Any:
+    """One independence-Metropolis move of the latents, row by row, with q(z | x) as the proposal."""
+    proposed = poutine.trace(model.guide).get_trace(x, context)
+    old = poutine.trace(poutine.replay(model.guide, trace=current)).get_trace(x, context)
+    weight = {
+        key: model.row_log_prob(poutine.trace(poutine.replay(model, trace=q)).get_trace(x, context))
+        - model.row_log_prob(q)
+        for key, q in (("old", old), ("new", proposed))
+    }
+    accept = torch.rand_like(weight["new"]).log() < weight["new"] - weight["old"]  # (B,)
+    for name, site in sample_sites(proposed).items():
+        new, kept = site["value"], cast(Tensor, old.nodes[name]["value"])
+        site["value"] = torch.where(accept.reshape(-1, *[1] * (new.dim() - 1)), new, kept)
+    return proposed
 
 
 def resample_missing(

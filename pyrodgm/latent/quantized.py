@@ -10,7 +10,6 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyrodgm.core import Tractable, data_plate, evaluating
 from pyrodgm.distributions.discretized import Codes
@@ -18,7 +17,7 @@ from pyrodgm.latent.codebook import Codebook, CodePrior
 from pyrodgm.latent.completion import resample_missing
 from pyrodgm.latent.vae import VAE
 from pyrodgm.nets.mlp import MLP
-from pyrodgm.shapes import join_context
+from pyrodgm.shapes import base_constraint, join_context
 from pyrodgm.tractable.parametric import Parametric
 
 __all__ = ["VQVAE", "NearestCode"]
@@ -72,10 +71,7 @@ class NearestCode(nn.Module):
 
 def _last_code(prior: Tractable) -> int | None:
     """The highest code that a prior gives, None where its support does not say."""
-    support: Any = prior.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    bound = getattr(support, "upper_bound", None)
+    bound = getattr(base_constraint(prior.support), "upper_bound", None)
     return None if bound is None or torch.as_tensor(bound).numel() != 1 else int(bound)
 
 

@@ -12,9 +12,9 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from pyrodgm.core import Latent, Tractable, data_plate, evaluating
+from pyrodgm.distributions.factors import kl_or_draw
 from pyrodgm.distributions.mixture import MixtureDistribution
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import join_context
@@ -198,7 +198,7 @@ class M2(Latent):
 
     def classify(self, x: Tensor) -> Tensor:
         """q(y | x) without gradients, in eval mode: (B, *event) -> (B, K), rows of probabilities."""
-        x = self._check_x(x)
+        x = self.check_x(x)
         with evaluating(self):
             return self.guide.labels(x).probs
 
@@ -249,11 +249,7 @@ class M2(Latent):
         draw = torch.Size((particles,))
         z = q.rsample(draw) if q.has_rsample else q.sample(draw)  # (particles, K, B, Z)
         likelihood = self.likelihood.condition(join_context(z, y.expand(*draw, *y.shape))).log_prob(x)
-        try:
-            kl = kl_divergence(q, p)
-        except NotImplementedError:
-            kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
-        given_class = (likelihood.mean(0) - kl).T  # (K, B) -> (B, K)
+        given_class = (likelihood - kl_or_draw(q, p, z)).mean(0).T  # (K, B) -> (B, K)
         guess = self.guide.labels(x, context)
         of_class = label_distribution(self.class_logits, context).logits
         return (guess.probs * (given_class + of_class - guess.logits)).sum(-1)

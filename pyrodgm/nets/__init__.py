@@ -2,13 +2,11 @@
 
 from pyrodgm.nets.concat_squash import ConcatSquash, ConcatSquashMLP
 from pyrodgm.nets.conv import ChannelsLastConv2d, ConvNet
-from pyrodgm.nets.incremental import IncrementalPass, IncrementalSolve
 from pyrodgm.nets.masked import MaskedMLP
 from pyrodgm.nets.mlp import MLP, MLPCritic
 from pyrodgm.nets.recurrent import RecurrentNet, TokenEncoder
 from pyrodgm.nets.residual import ResidualConvNet, WeightNormConv2d
 from pyrodgm.nets.skip import SkipMLP
-from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
 __all__ = [
     "MLP",
@@ -16,8 +14,6 @@ __all__ = [
     "ConcatSquash",
     "ConcatSquashMLP",
     "ConvNet",
-    "IncrementalPass",
-    "IncrementalSolve",
     "MLPCritic",
     "MaskedMLP",
     "RecurrentNet",
@@ -25,6 +21,4 @@ __all__ = [
     "SkipMLP",
     "TokenEncoder",
     "WeightNormConv2d",
-    "blocks_of",
-    "staircase_linear",
 ]

@@ -58,6 +58,7 @@ class ConcatSquashMLP(nn.Module):
     def __init__(
         self,
         features: int,
+        *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
         activation: Callable[[], nn.Module] = nn.Tanh,

@@ -20,7 +20,13 @@ class IncrementalPass:
     The units are sorted by degree, so when feature of rank i is set, exactly the units of degree i
     become computable: a block of rows of each layer. D steps cost one dense pass, where D full
     passes cost D. As in a blocked triangular solve, the units of a chunk of features are added to
-    all later ones in one product.
+    all later ones in one product. ``inputs`` and ``out`` hold the sums over finished chunks, ``begun`` is where the
+    open chunk starts.
+
+    With D = 3 features in their natural order and four hidden units of degrees 0, 0, 1, 1, ``ends`` is
+    [[0, 1, 2, 3], [0, 2, 4, 4]]: before the feature of rank i is set, the first ends[0][i] inputs and ends[1][i] units
+    are known. So x_0 is drawn from the biases alone; with it the first two units (degree 0) are computed and x_1
+    drawn; with that the other two, and x_2.
 
     Args:
         net: the network; ``mask`` picks one of its sets of degrees.
@@ -138,7 +144,7 @@ class IncrementalSolve(IncrementalPass):
     added, and the units of degree i - 1 are complete. Each weight is used once.
 
     Args:
-        net, context, rows, mask: as :class:`IncrementalPass`.
+        net, context, rows, mask: as :class:`IncrementalPass`; the net has no direct connections.
     """
 
     def _activation_slopes(self) -> list[Tensor]:
@@ -173,8 +179,6 @@ class IncrementalSolve(IncrementalPass):
             into = slopes[i] * v[i]  # (P, N), the gradient at the parameters of feature i
             seen = self.ends[-1][i]
             pending[-1][:seen].addmm_(self.last_weight[i][:, :seen].T, into)
-            if self.direct is not None:
-                pending[0][:i].addmm_(self.direct[i][:, :i].T, into)
             if i == 0:
                 break
             for level in levels:  # units of degree i - 1 feed ranks >= i only, and those are done

@@ -51,6 +51,7 @@ class MaskedMLP(nn.Module):
         features: int,
         outputs: int,
         hidden: Sequence[int],
+        *,
         context: int = 0,
         order: Tensor | None = None,
         masks: int = 1,
@@ -154,16 +155,12 @@ class MaskedMLP(nn.Module):
             activation = F.relu_  # what it changes is the fresh output of a linear map
         layers = modules["layers"]._modules.values()
         for i, layer in enumerate(layers):
-            h = _masked(layer._parameters, h, masks[i], blocks[i])
+            h = _masked(layer, h, masks[i], blocks[i])
             if i == 0 and self.context:
                 h = h + modules["from_context"](context)
             h = activation(h)
         last = len(layers)
-        ends = modules["last"]._parameters
-        if self.columns and blocks[last] is None:
-            out = by_columns(h, ends["weight"] * masks[last], ends["bias"])
-        else:
-            out = _masked(ends, h, masks[last], blocks[last])
+        out = _masked(modules["last"], h, masks[last], blocks[last], self.columns)
         direct = modules.get("direct")
         if direct is not None:
             out = out + F.linear(x, direct.weight * masks[-1])
@@ -184,7 +181,12 @@ def one_hot(codes: Tensor, categories: int) -> Tensor:
     return (codes.unsqueeze(-1) == torch.arange(categories, dtype=codes.dtype, device=codes.device)).to(codes.dtype)
 
 
-def _masked(parameters: dict[str, Any], h: Tensor, mask: Tensor, blocks: Any) -> Tensor:
-    if blocks is None:
-        return F.linear(h, parameters["weight"] * mask, parameters["bias"])
-    return staircase_linear(h, parameters["weight"], parameters["bias"], mask, blocks)
+def _masked(layer: Any, h: Tensor, mask: Tensor, blocks: Any, columns: bool = False) -> Tensor:
+    own = layer._parameters
+    try:
+        weight, bias = own["weight"], own["bias"]
+    except KeyError:  # a parametrization computes one of them
+        weight, bias = layer.weight, layer.bias
+    if blocks is not None:
+        return staircase_linear(h, weight, bias, mask, blocks)
+    return by_columns(h, weight * mask, bias) if columns else F.linear(h, weight * mask, bias)

@@ -90,11 +90,11 @@ class RecurrentNet(nn.Module):
 class TokenEncoder(nn.Module):
     """A sentence to numbers, such as a Gaussian's parameters: the last layer's state at its end.
 
-    As the net of a guide: ``Parametric(dist.Normal, Z, context=T + C, net=TokenEncoder(V, T, 2 * Z))``.
+    As the net of a guide: ``Parametric(dist.Normal, Z, context=T + C, net=TokenEncoder(T, V, 2 * Z))``.
 
     Args:
-        vocabulary: V.
         length: T.
+        vocabulary: V.
         outputs: output size.
         hidden: widths of the recurrent layers.
         embedding: size of a word's vector.
@@ -104,14 +104,14 @@ class TokenEncoder(nn.Module):
     Shapes: tokens as floating-point numbers, with the context behind them, (*B, T + C) -> (*B, outputs).
     Source: Bowman et al. (2016), arXiv:1511.06349, section 3.
     Example:
-        >>> TokenEncoder(vocabulary=5, length=3, outputs=4, hidden=[8])(torch.tensor([1.0, 2.0, 0.0])).shape
+        >>> TokenEncoder(length=3, vocabulary=5, outputs=4, hidden=[8])(torch.tensor([1.0, 2.0, 0.0])).shape
         torch.Size([4])
     """
 
     def __init__(
         self,
-        vocabulary: int,
         length: int,
+        vocabulary: int,
         outputs: int,
         hidden: Sequence[int] = (256,),
         embedding: int = 128,

@@ -43,32 +43,34 @@ class ResidualConvNet(nn.Module):
     Args:
         inputs: input channels.
         outputs: output channels.
-        hidden: channels between them.
+        channels: between them.
         blocks: how many residual blocks.
         last_scale: factor on the last layer's initial weights; 0 makes the net start at 0.
     Shapes: (*B, inputs, H, W) -> (*B, outputs, H, W).
     Raises: ValueError for channels or blocks below 1.
     Source: Dinh et al. (2017), arXiv:1605.08803, section 3.7. Departure: without batch normalization inside.
     Example:
-        >>> ResidualConvNet(3, 2, 8, 1)(torch.zeros(5, 3, 4, 4)).shape
+        >>> ResidualConvNet(3, 2, channels=8, blocks=1)(torch.zeros(5, 3, 4, 4)).shape
         torch.Size([5, 2, 4, 4])
     """
 
-    def __init__(self, inputs: int, outputs: int, hidden: int = 32, blocks: int = 2, last_scale: float = 1.0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, channels: int = 32, blocks: int = 2, last_scale: float = 1.0
+    ) -> None:
         super().__init__()
-        if min(inputs, outputs, hidden, blocks) < 1:
-            raise ValueError(f"expected positive channels and blocks, got {inputs, outputs, hidden, blocks}")
-        self.first = WeightNormConv2d(inputs, hidden, 3, padding=1)
+        if min(inputs, outputs, channels, blocks) < 1:
+            raise ValueError(f"expected positive channels and blocks, got {inputs, outputs, channels, blocks}")
+        self.first = WeightNormConv2d(inputs, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.ReLU(),
-                WeightNormConv2d(hidden, hidden, 3, padding=1),
+                WeightNormConv2d(channels, channels, 3, padding=1),
                 nn.ReLU(inplace=True),
-                WeightNormConv2d(hidden, hidden, 3, padding=1),
+                WeightNormConv2d(channels, channels, 3, padding=1),
             )
             for _ in range(blocks)
         )
-        self.last = nn.Conv2d(hidden, outputs, 1)
+        self.last = nn.Conv2d(channels, outputs, 1)
         scale_start(self.last, last_scale)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -65,11 +65,11 @@ def staircase_linear(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, bloc
 def _plain(x: Tensor) -> bool:
     """Whether ordinary eager autograd on the CPU runs, where many small products cost little."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # asked first: torch.compile cannot trace two of the questions below
+        and x.device.type == "cpu"
         and type(x) is Tensor
         and not torch._C._are_functorch_transforms_active()
         and torch.utils._python_dispatch._get_current_dispatch_mode() is None
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from pyrodgm.core import GenerativeModel, Implicit
 from pyrodgm.nets.mlp import MLPCritic
-from pyrodgm.objectives.base import Objective
+from pyrodgm.objectives.base import Objective, fusable
 
-__all__ = ["Adversarial", "Game", "Minimax", "NonSaturating"]
+__all__ = ["Adversarial", "Game", "Minimax", "NonSaturating", "game_optimizer"]
 
 
 class Game(ABC):
@@ -94,9 +94,16 @@ class Adversarial(Objective):
         self.critic_steps = critic_steps
 
     @classmethod
-    def mlp(cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256), game: Game | None = None) -> Adversarial:
+    def mlp(
+        cls,
+        model: GenerativeModel,
+        hidden: Sequence[int] = (256, 256),
+        game: Game | None = None,
+        critic_steps: int = 1,
+    ) -> Adversarial:
         """An objective whose critic is a perceptron over the model's event and context."""
-        return cls(MLPCritic(model.event_shape.numel(), model.context, hidden).to(model.dtype), game)
+        critic = MLPCritic(model.event_shape.numel(), model.context, hidden).to(model.dtype)
+        return cls(critic, game, critic_steps)
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Implicit):
@@ -125,5 +132,12 @@ class Adversarial(Objective):
         return energy_distance(x.flatten(1), fake.flatten(1))
 
     def optimizer(self, player: str, parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
-        # Radford et al. (2016), arXiv:1511.06434, section 4: momentum 0.5 keeps the game from oscillating.
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=True)
+        return game_optimizer(parameters, lr)
+
+
+def game_optimizer(parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
+    """Adam for a player of a game: with momentum 0.5, which keeps it from oscillating.
+
+    Source: Radford et al. (2016), arXiv:1511.06434, section 4.
+    """
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=fusable(parameters))

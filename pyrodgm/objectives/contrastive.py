@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrodgm.core import Energy, GenerativeModel, evaluating
 from pyrodgm.energy.gap import Gap, Offsets
 from pyrodgm.evaluation.two_sample import energy_distance
 from pyrodgm.kernels.base import refuse_memory
-from pyrodgm.objectives.base import Objective, fusable
-from pyrodgm.objectives.centring import RunningOffsets, refuse_weight_cost, weight_groups
-from pyrodgm.objectives.partition import PartitionMemory
+from pyrodgm.objectives.centring import RunningOffsets
+from pyrodgm.objectives.machines import MachineObjective
 from pyrodgm.seeding import random_state
 from pyrodgm.shapes import join_context
 
 __all__ = ["ContrastiveDivergence", "Layered"]
 
 _CHAINS_SEED = 2008
-_AIS = {"chains": 100, "temperatures": 500}  # of a held-out score: a second or so, an error of tenths of a nat
 _HELD_OUT_NEGATIVES = 256  # each costs sample_steps moves of the kernel
 
 
@@ -36,7 +32,7 @@ class Layered(Protocol):
         """Where the offsets start."""
 
 
-class ContrastiveDivergence(Objective):
+class ContrastiveDivergence(MachineObjective):
     r"""CD-k, and persistent CD: data go down in energy, the model's own negatives go up.
 
     .. math:: L = \frac1B \sum_i E(x_i) - \frac1M \sum_m E(x^-_m), \qquad
@@ -68,14 +64,16 @@ class ContrastiveDivergence(Objective):
         training restricted Boltzmann machines (momentum, weight cost); Melchior, Fischer and
         Wiskott (2016), How to center deep Boltzmann machines, JMLR 17.
     Example:
+        >>> import torch
         >>> from pyrodgm.energy import RBM
         >>> objective = ContrastiveDivergence(k=2, persistent=True, chains=8)
         >>> objective.loss(RBM(visible=6, hidden=3), torch.ones(4, 6)).shape
         torch.Size([])
     """
 
-    held_out_name = "nll"
+    held_out_name = "exact negative log-likelihood"
     lr = 0.05
+    chains_in = "negatives"
     negatives: Tensor | None
 
     def __init__(
@@ -87,19 +85,14 @@ class ContrastiveDivergence(Objective):
         weight_cost: float = 0.0,
         centered: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(weight_cost, centered)
         if k < 1:
             raise ValueError(f"expected k >= 1 moves of the kernel, got {k}")
         if chains is not None and (chains < 1 or not persistent):
             raise ValueError(f"expected chains=None, or chains >= 1 with persistent=True, got chains={chains}")
-        weight_groups([], weight_cost)  # refuses one below 0
         self.k = k
         self.persistent = persistent
         self.chains = 100 if chains is None else chains
-        self.weight_cost = weight_cost
-        self.offsets = RunningOffsets() if centered else None
-        self.register_buffer("negatives", None)  # the chains, from the first model that is checked
-        self._memory = PartitionMemory()
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Energy):
@@ -108,7 +101,8 @@ class ContrastiveDivergence(Objective):
                 "its family has a likelihood or a bound to fit by"
             )
         refuse_memory(model.kernel, "negatives")
-        if self.weight_cost and all(p.dim() < 2 for p in model.parameters()):
+        # a BoltzmannMachine has its couplings in a vector, beside which a context has biases of two dimensions
+        if self.weight_cost and (hasattr(model, "coupling") or all(p.dim() < 2 for p in model.parameters())):
             raise ValueError(
                 f"expected weight_cost=0 for a {type(model).__name__}, whose couplings are one vector, got "
                 f"{self.weight_cost}; pass optimizer= with a decay of its own for them"
@@ -120,8 +114,10 @@ class ContrastiveDivergence(Objective):
             )
         if self.offsets is not None:
             self._check_offsets(model, self.offsets)
-        if not _enumerable(model):
-            self.held_out_name = "energy distance" if model.context else "nll by AIS"
+        if _enumerable(model):
+            self.held_out_name = ContrastiveDivergence.held_out_name
+        else:
+            self.held_out_name = "energy distance" if model.context else "negative log-likelihood by AIS"
         if self.persistent:
             self._check_chains(model)
 
@@ -152,15 +148,6 @@ class ContrastiveDivergence(Objective):
         gap = model.energy_gap(x, negatives, self.offsets.current())
         self.offsets.follow(gap.means)
         return gap.value, negatives
-
-    def check_optimizer(self) -> None:
-        refuse_weight_cost(self.weight_cost)
-
-    def optimizer(self, player: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        # Plain steps with some momentum (Hinton 2010): Adam's steps do not shrink with the gradient, so
-        # all weights take the sampling noise at full size and the likelihood of a small RBM falls for many epochs.
-        groups = weight_groups(parameters, self.weight_cost)
-        return torch.optim.SGD(groups, lr=lr, momentum=0.5, fused=fusable(parameters))
 
     def _energy_model(self, model: GenerativeModel) -> Energy:
         self.check(model)
@@ -208,15 +195,6 @@ class ContrastiveDivergence(Objective):
             context_of = context[:_HELD_OUT_NEGATIVES]
             negatives = join_context(model.sample(context=context_of).flatten(1), context_of)
             return energy_distance(join_context(x.flatten(1), context), negatives.flatten(1))
-
-    def _log_partition(self, model: Energy) -> Tensor:
-        return self._memory.of(model, lambda: model.log_partition("ais", **_AIS)[0])
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # the chains exist only after the first check, so what is saved decides whether they do
-        saved = state_dict.get(prefix + "negatives")
-        self.negatives = None if saved is None else torch.empty_like(saved)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _enumerable(model: Energy) -> bool:

@@ -34,8 +34,10 @@ class ELBO(Objective):
     in nats per datum, where plates scale local sites from the B rows to the n that they stand
     for, and a latent outside the data plate counts once. It equals ``pyro.infer.Trace_ELBO``
     (``TraceMeanField_ELBO`` with analytic KL) divided by n, and it never waits for the device, so
-    it can be traced and compiled. A guide with a site that is not reparameterised goes to Pyro's
-    own Trace_ELBO with its score-function terms.
+    it can be traced and compiled. A KL in closed form holds at the draws of a site's parents, so it
+    is taken only where the guide draws the latents in the program's order; in another (bottom-up) each
+    counts by its draw. A guide with a site that is not reparameterised goes to Pyro's own Trace_ELBO
+    with its score-function terms.
 
     Three options change what is trained, and none the held-out score, which is the plain bound:
     ``beta`` weighs the latents' terms (a number, or a schedule that anneals it), ``free_bits`` puts a
@@ -43,14 +45,15 @@ class ELBO(Objective):
 
     Args:
         particles: samples of the guide for each row.
-        analytic_kl: use the closed form of KL(q || p) for every site pair that has one.
+        analytic_kl: use the closed form of KL(q || p) for every site pair that has one, see above.
         beta: weight of the latents' terms, >= 0.
         free_bits: floor for latents inside the data plate; it comes before beta.
         stl: "sticking the landing": the guide's density has a gradient by way of z only, whose
             variance goes to 0 as q comes to the posterior. It needs samples, so no KL is analytic.
-    Raises: ValueError for particles < 1 or beta < 0; TypeError from ``loss`` if free bits or stl meet a guide
-        that is not reparameterised, or free bits one that draws its sites packed together (FullCovariance, FlowGuide);
-        under Pyro's validation ValueError if stl meets one with dropout.
+    Raises: ValueError for particles < 1 or beta < 0, and from ``loss`` for a ``poutine.scale`` of one number a row;
+        TypeError from ``loss`` if free bits or stl meet a guide that is not reparameterised, or free bits one that
+        draws its sites packed together (FullCovariance, FlowGuide); under Pyro's validation ValueError if stl meets
+        one with dropout.
     Source: Kingma and Welling (2014), arXiv:1312.6114, eq. 3 and 7; beta: Higgins et al. (2017), eq. 4;
         free bits: Kingma et al. (2016), arXiv:1606.04934, eq. 15; stl: Roeder et al. (2017), arXiv:1703.09194, eq. 8.
     Example:
@@ -103,10 +106,19 @@ class ELBO(Objective):
             again = poutine.replay(stopped(model.guide), trace=guide_trace)
             scored = self._trace(again, x, context, n)
             refuse_noise(model.guide, guide_trace, scored, {k: site["value"] for k, site in latents.items()})
-            latents = sample_sites(scored)
+            # A factor's parameters (those of r in Hierarchical) are the bound's, not the draws': they keep a gradient.
+            latents = {k: latents[k] if isinstance(s["fn"], dist.Unit) else s for k, s in sample_sites(scored).items()}
+        # Else a site's parents in the program may hang on the site in the guide, and a KL at their draws is no term.
+        ordered = [k for k in model_trace.nodes if k in latents] == [k for k in latents if k in model_trace.nodes]
+        analytic = self.analytic_kl and ordered
         sums: dict[Any, Any] = {}  # of the sites under one plate scale
         for name, site in sample_sites(model_trace).items():
-            term = self._term(site, latents.get(name))
+            if isinstance(site["scale"], Tensor) and site["scale"].dim():
+                raise ValueError(
+                    f"expected one number as poutine.scale, got one of shape {tuple(site['scale'].shape)} at {name!r}; "
+                    "use PyroObjective(Trace_ELBO())"
+                )
+            term = self._term(site, latents.get(name), analytic)
             sums[site["scale"]] = sums.get(site["scale"], 0.0) + (beta * term if name in latents else term)
         for name, site in latents.items():
             if name not in model_trace.nodes:  # an auxiliary site of the guide that the program does not have
@@ -122,14 +134,14 @@ class ELBO(Objective):
         with torch.no_grad():
             return ELBO(self.particles, self.analytic_kl).loss(model, x, context, n=n)
 
-    def _term(self, site: Any, guide_site: Any) -> Tensor:
+    def _term(self, site: Any, guide_site: Any, analytic: bool) -> Tensor:
         """A site's share of the bound: its log-probability, or -KL(q || p) for a latent."""
         if guide_site is None:
             return site_log_prob(site).sum()
         if self.free_bits is not None and any(frame.name == "data" for frame in site["cond_indep_stack"]):
-            return -self.free_bits(guide_site, site, self.analytic_kl)
+            return -self.free_bits(guide_site, site, analytic)
         # Of a point with a density (Pyro's autoguides push draws that way) Pyro's KL forgets the density.
-        if self.analytic_kl and site["mask"] is None and not isinstance(guide_site["fn"], dist.Delta):
+        if analytic and site["mask"] is None and not isinstance(guide_site["fn"], dist.Delta):
             try:
                 return -kl_divergence(guide_site["fn"], site["fn"]).sum()
             except NotImplementedError:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
-from pyrodgm.distributions.factors import dimension_kl
+from pyrodgm.distributions.factors import dimension_kl, kl_or_draw
+from pyrodgm.traces import mask_of
 
 __all__ = ["FreeBits"]
 
@@ -52,7 +52,7 @@ class FreeBits(nn.Module):
         """
         kl = self._groups(q_site["fn"], p_site["fn"], q_site["value"], analytic)  # (*B, G)
         batch = kl.shape[:-1]
-        kl, mask = kl.flatten(0, -2), p_site["mask"]
+        kl, mask = kl.flatten(0, -2), mask_of(p_site)
         if mask is None:
             return len(kl) * kl.mean(0).clamp(min=self.nats).sum()
         seen = torch.as_tensor(mask, device=kl.device).expand(batch).reshape(-1, 1)  # rows that count
@@ -62,18 +62,9 @@ class FreeBits(nn.Module):
 
     def _groups(self, q: Any, p: Any, value: Tensor, analytic: bool) -> Tensor:
         if self.group is None:
-            kl = _analytic(kl_divergence, q, p) if analytic else None
-            return (q.log_prob(value) - p.log_prob(value) if kl is None else kl).unsqueeze(-1)
-        kl = _analytic(dimension_kl, q, p) if analytic else None
-        kl = dimension_kl(q, p, value) if kl is None else kl
+            return kl_or_draw(q, p, value, analytic).unsqueeze(-1)
+        kl = dimension_kl(q, p, value, analytic)
         kl = kl.expand(q.batch_shape + q.event_shape).flatten(len(q.batch_shape)) if q.event_shape else kl.unsqueeze(-1)
         if kl.shape[-1] % self.group:
             raise ValueError(f"expected a latent of a multiple of group={self.group} dimensions, got {kl.shape[-1]}")
         return kl.unflatten(-1, (-1, self.group)).sum(-1)
-
-
-def _analytic(kl: Any, q: Any, p: Any) -> Tensor | None:
-    try:
-        return kl(q, p)
-    except NotImplementedError:
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -87,11 +88,16 @@ class ImportanceWeighted(Objective):
         """The bound's value, with the gradient of the class for the guide and the plain one for the model."""
         sites = sample_sites(drawn)
         draws = {name: site["value"] for name, site in sites.items()}
-        leaves = {name: z.detach().requires_grad_() for name, z in draws.items()}
+        factors = [name for name, site in sites.items() if isinstance(site["fn"], dist.Unit)]  # which draw nothing
+        leaves = {name: z.detach().requires_grad_() for name, z in draws.items() if name not in factors}
         for name, z in leaves.items():
             sites[name]["value"] = z
         scored = model.particle_trace(poutine.replay(stopped(model.guide), trace=drawn), self.particles, x, context)
         refuse_noise(model.guide, drawn, scored, draws)
+        if factors:  # their parameters (those of r in Hierarchical) are the bound's, as the model's are
+            own = model.particle_trace(poutine.replay(model.guide, trace=drawn), self.particles, x, context)
+            for name in factors:
+                scored.nodes[name]["fn"] = own.nodes[name]["fn"]
         program = model.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context)
         check_guide_sites(drawn, program)
         log_weights = model.row_log_prob(program) - model.row_log_prob(scored)  # (K, B)
@@ -99,7 +105,7 @@ class ImportanceWeighted(Objective):
         factor = self.alpha * share + (1 - self.alpha) * share.square()
         slopes = torch.autograd.grad((factor * log_weights).sum(), list(leaves.values()), retain_graph=True)
         loss = self._bound(log_weights)
-        for (name, z), slope in zip(draws.items(), slopes, strict=True):
-            along = (slope * (z - leaves[name].detach())).sum()  # 0, with the gradient of the path
+        for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):
+            along = (slope * (draws[name] - leaf.detach())).sum()  # 0, with the gradient of the path
             loss = loss - along / len(x)
         return loss

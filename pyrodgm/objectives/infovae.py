@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
-from pyrodgm.traces import check_reparameterised, latent_rows, sample_sites, site_log_prob
+from pyrodgm.traces import check_reparameterised, latent_rows, refuse_masked, sample_sites, site_log_prob
 
 __all__ = ["InfoVAE"]
 
@@ -32,7 +32,7 @@ class InfoVAE(Objective):
         bandwidth: s; default :math:`\sqrt Z`.
         particles: draws of the guide for each row.
     Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; TypeError from ``loss``
-        if the guide, or a prior with parameters to train, is not reparameterised.
+        if the guide, or a prior with parameters to train, is not reparameterised, or if a latent is masked.
     Source: Zhao et al. (2017), arXiv:1706.02262, eq. 6 and section 3.2; Gretton et al. (2012), eq. 3.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -63,6 +63,8 @@ class InfoVAE(Objective):
             return loss
         # the program on the rows, not replayed, draws its latents from the prior and scores x, which it need not sample
         traces = [poutine.trace(program).get_trace(x, context) for program in (model.guide, model)]
+        for trace in traces:
+            refuse_masked(trace, type(self).__name__)
         if torch.is_grad_enabled():
             check_reparameterised(traces[0])
             for name, site in sample_sites(traces[1]).items():

@@ -49,8 +49,7 @@ class JointLikelihood(Objective):
 
     def check(self, model: GenerativeModel) -> None:
         self.marginal.check(_joint(model).marginal())
-        if not model.context:
-            self.held_out_name = self.marginal.held_out_name
+        self.held_out_name = JointLikelihood.held_out_name if model.context else self.marginal.held_out_name
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
         joint = _joint(model)

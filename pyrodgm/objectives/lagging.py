@@ -68,8 +68,16 @@ class LaggingInference(Objective):
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         for _ in range(self.inner_steps if self.aggressive else 1):
-            yield "guide", self.objective.loss(model, x, context, n=n)
+            yield "guide", self._inner(model, x, context, n)
         yield "model", self.objective.loss(model, x, context, n=n)
+
+    def _inner(self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None) -> Tensor:
+        training = self.objective.training
+        self.objective.eval()  # an annealed weight counts the steps of the model
+        try:
+            return self.objective.loss(model, x, context, n=n)
+        finally:
+            self.objective.train(training)
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
@@ -79,6 +87,8 @@ class LaggingInference(Objective):
 
 class StopLagging:
     """A callback of ``fit`` that ends the aggressive phase once the mutual information stops growing.
+
+    Its history is its own and no part of a checkpoint: a run that is resumed begins it anew.
 
     Args:
         x: held-out rows (B, *event).

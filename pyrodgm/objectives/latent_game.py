@@ -10,13 +10,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from pyrodgm.core import GenerativeModel, Latent
+from pyrodgm.core import GenerativeModel, Latent, evaluating
 from pyrodgm.guides.contrast import Contrast
 from pyrodgm.guides.implicit import ImplicitGuide
 from pyrodgm.nets.mlp import MLPCritic
-from pyrodgm.objectives.adversarial import Game, Minimax, NonSaturating
+from pyrodgm.objectives.adversarial import Game, Minimax, NonSaturating, game_optimizer
 from pyrodgm.objectives.base import Objective
-from pyrodgm.traces import check_reparameterised, latent_rows, sample_sites, site_log_prob
+from pyrodgm.traces import check_reparameterised, latent_rows, refuse_masked, sample_sites, site_log_prob
 
 __all__ = ["AdversarialAutoencoder", "AdversarialVariationalBayes"]
 
@@ -37,8 +37,7 @@ class _LatentGame(Objective):
             raise TypeError(f"expected a Latent model (the critic sees its latents), got {type(model).__name__}")
 
     def optimizer(self, player: str, parameters: list[Parameter], lr: float) -> torch.optim.Optimizer:
-        # as in other games: momentum 0.5 keeps them from oscillating (Radford et al. 2016, section 4)
-        return torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.999), fused=True)
+        return game_optimizer(parameters, lr)
 
     @staticmethod
     def _run(model: GenerativeModel, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -49,7 +48,9 @@ class _LatentGame(Objective):
         drawn = poutine.trace(model.guide).get_trace(x, context)
         check_reparameterised(drawn)
         z, guide_sites = latent_rows(drawn, len(x)), sample_sites(drawn)
-        program = sample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context))
+        program_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x, context)
+        refuse_masked(program_trace, "a critic")
+        program = sample_sites(program_trace)
         seen = torch.stack([site_log_prob(site) for name, site in program.items() if name not in guide_sites]).sum(0)
         latents = [name for name in program if name in guide_sites]
         if not any(program[name]["fn"].log_prob(program[name]["value"].detach()).requires_grad for name in latents):
@@ -66,6 +67,7 @@ class _LatentGame(Objective):
         """z of the guide and z of the prior beside the rows, (B, Z) each."""
         # The program on given rows, not replayed, draws latents from the prior and need not sample x.
         traces = [poutine.trace(program).get_trace(x, context) for program in (model.guide, model)]
+        refuse_masked(traces[1], "a critic")
         guide, prior = (latent_rows(trace, len(x)) for trace in traces)
         return guide, prior
 
@@ -83,8 +85,8 @@ class AdversarialAutoencoder(_LatentGame):
         critic: module (z (B, Z), context (B, C) or None) -> scores (B,).
         game: the two losses; default :class:`NonSaturating`.
         critic_steps: critic steps for each step of the guide.
-    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised, or the prior has parameters
-        to train, which no player of this game moves.
+    Raises: ValueError for critic_steps < 1; TypeError if the guide is not reparameterised, a latent is masked, or the
+        prior has parameters to train, which no player of this game moves.
     Source: Makhzani et al. (2015), arXiv:1511.05644, section 2.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -99,10 +101,14 @@ class AdversarialAutoencoder(_LatentGame):
 
     @classmethod
     def mlp(
-        cls, model: GenerativeModel, hidden: Sequence[int] = (256, 256), game: Game | None = None
+        cls,
+        model: GenerativeModel,
+        hidden: Sequence[int] = (256, 256),
+        game: Game | None = None,
+        critic_steps: int = 1,
     ) -> AdversarialAutoencoder:
         """An objective whose critic is a perceptron over the model's latents and context."""
-        return cls(MLPCritic(_latent_size(model), model.context, hidden).to(model.dtype), game)
+        return cls(MLPCritic(_latent_size(model), model.context, hidden).to(model.dtype), game, critic_steps)
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         critic = self.critic.parameters()
@@ -156,7 +162,7 @@ class AdversarialVariationalBayes(_LatentGame):
         critic_steps: critic steps for each step of model and guide.
         particles: draws of the guide for each row in the model's loss; more than one for a ``Contrast`` only.
     Raises: ValueError for critic_steps < 1 or particles < 1; TypeError if the guide is not reparameterised or does not
-        suit the critic.
+        suit the critic, or, without adaptive contrast, if a latent is masked.
     Source: Mescheder et al. (2017), arXiv:1701.04722, eq. 3.3 and 3.7, algorithm 1.
     Example:
         >>> from pyrodgm.guides import Sites
@@ -258,10 +264,13 @@ _WANTED = (
 
 
 def _prior_sites(model: GenerativeModel) -> dict[str, Any]:
-    """The latent sites of one draw of the program, which leaves the random state alone."""
+    """The latent sites of one draw of the program, which leaves the random state and its modules alone."""
     context = torch.zeros(1, model.context, dtype=model.dtype, device=model.device) if model.context else None
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        trace = poutine.trace(model).get_trace(None, context, n=1)
+        # a given x, and no value of it is looked at: not every likelihood can be sampled
+        x = torch.zeros(1, *model.event_shape, dtype=model.dtype, device=model.device)
+        with evaluating(model), torch.enable_grad():
+            trace = poutine.trace(poutine.condition(model, data={"x": x})).get_trace(None, context, n=1)
     return {name: site for name, site in sample_sites(trace).items() if name != "x"}
 
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrodgm.core import GenerativeModel, evaluating
 from pyrodgm.energy.dbm import DeepBoltzmannMachine
-from pyrodgm.objectives.base import Objective, fusable
-from pyrodgm.objectives.centring import RunningOffsets, refuse_weight_cost, weight_groups
-from pyrodgm.objectives.partition import PartitionMemory
+from pyrodgm.objectives.machines import MachineObjective
 
 __all__ = ["MeanFieldContrastive"]
 
 _CHAINS_SEED = 2009
-_AIS: dict[str, Any] = {
-    "chains": 100,
-    "temperatures": 500,
-}  # of a held-out score: a second or so, an error of tenths of a nat
 
 
-class MeanFieldContrastive(Objective):
+class MeanFieldContrastive(MachineObjective):
     r"""Raise the variational bound of a deep Boltzmann machine: data go down in energy, persistent chains go up.
 
     .. math:: L = \frac1B \sum_i E_{q_i} E(x_i, h) - \frac1M \sum_m E(x^-_m, h^-_{2, m}, h^-_{4, m}, \dots), \qquad
@@ -55,6 +48,7 @@ class MeanFieldContrastive(Objective):
 
     held_out_name = "negative bound"
     lr = 0.01
+    chains_in = "states"
     states: Tensor | None
 
     def __init__(
@@ -66,14 +60,10 @@ class MeanFieldContrastive(Objective):
         weight_cost: float = 0.0,
         centered: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(weight_cost, centered)
         if min(k, chains, mean_field) < 1:
             raise ValueError(f"expected k, chains and mean_field >= 1, got {k}, {chains} and {mean_field}")
-        weight_groups([], weight_cost)  # refuses one below 0
-        self.k, self.chains, self.mean_field, self.weight_cost = k, chains, mean_field, weight_cost
-        self.offsets = RunningOffsets() if centered else None
-        self.register_buffer("states", None)  # the chains, from the first model that is checked
-        self._memory = PartitionMemory()
+        self.k, self.chains, self.mean_field = k, chains, mean_field
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, DeepBoltzmannMachine):
@@ -120,14 +110,6 @@ class MeanFieldContrastive(Objective):
         self.offsets.follow(gap.means)
         return gap.value
 
-    def check_optimizer(self) -> None:
-        refuse_weight_cost(self.weight_cost)
-
-    def optimizer(self, player: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        # as for contrastive divergence: Adam's steps do not shrink with the gradient and take the chains' noise whole
-        groups = weight_groups(parameters, self.weight_cost)
-        return torch.optim.SGD(groups, lr=lr, momentum=0.5, fused=fusable(parameters))
-
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Tensor:
@@ -137,13 +119,3 @@ class MeanFieldContrastive(Objective):
         x, _ = model.check(x, context)
         with evaluating(model):
             return (model.variational_energy(x, steps=self.mean_field).double() + self._log_partition(model)).mean()
-
-    def _log_partition(self, model: DeepBoltzmannMachine) -> Tensor:
-        options = {"method": "exact"} if model.enumerable else _AIS
-        return self._memory.of(model, lambda: model.log_partition(**options)[0])
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # the chains exist only after the first check, so what is saved decides whether they do
-        saved = state_dict.get(prefix + "states")
-        self.states = None if saved is None else torch.empty_like(saved)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

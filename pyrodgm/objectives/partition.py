@@ -10,7 +10,10 @@ from torch import Tensor
 
 from pyrodgm.core import GenerativeModel
 
-__all__ = ["PartitionMemory"]
+__all__ = ["AIS", "PartitionMemory"]
+
+# of a held-out score: a second or so, an error of tenths of a nat
+AIS: dict[str, Any] = {"method": "ais", "chains": 100, "temperatures": 500}
 
 
 class PartitionMemory:

@@ -70,6 +70,12 @@ class ReverseKL(Objective):
                 f"expected a model whose draws carry gradients, got {type(model).__name__}; use a flow such as IAF"
             )
 
+    def train(self, mode: bool = True) -> ReverseKL:
+        super().train(mode)
+        if isinstance(self.target, Energy):
+            self.target.eval()
+        return self
+
     def log_target(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The target's log-density up to a constant, (K, B, *event), (B, C) -> (K, B)."""
         return log_target(self.target, x, context)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.distributions.factors import factors
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
-from pyrodgm.traces import check_reparameterised, sample_sites, site_log_prob
+from pyrodgm.traces import check_reparameterised, refuse_masked, sample_sites, site_log_prob
 
 __all__ = ["BetaTCVAE", "KLTerms", "log_aggregate"]
 
@@ -65,17 +66,16 @@ class BetaTCVAE(Objective):
         + \beta \, KL\bigl(q(z) \,\|\, \textstyle\prod_d q(z_d)\bigr) + \gamma \, E \log \frac{\prod_d q(z_d)}{p(z)}
 
     The prior is any tractable one; the guide's dimensions have to be independent given x. With weights 1
-    it is the ELBO of one sample, whatever the estimate of q(z).
+    it is the ELBO of one sample, whatever the estimate of q(z). A batch of one row, the last of an epoch, tells nothing
+    of q(z): its loss is the plain bound's.
 
     Args:
         beta: weight of the total correlation.
         alpha: weight of the mutual information.
         gamma: weight of the dimension-wise KL.
         stratified: estimate q(z) by stratified sampling, else by weighted sampling, see :func:`log_aggregate`.
-    A batch of one row, the last of an epoch, tells nothing of q(z): its loss is the plain bound's.
-
     Raises: ValueError for a negative weight; TypeError from ``loss`` if the guide's dimensions are dependent, or not
-        reparameterised.
+        reparameterised, if a latent is masked, and under Pyro's validation if the guide draws a site given another.
     Source: Chen et al. (2018), arXiv:1802.04942, eq. 2 and 4.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -113,11 +113,14 @@ class BetaTCVAE(Objective):
         if torch.is_grad_enabled():
             check_reparameterised(guide_trace)
         program = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, context)
+        for trace in (guide_trace, program):
+            refuse_masked(trace, type(self).__name__)
         guide_sites, sites = sample_sites(guide_trace), sample_sites(program)
         of_pairs = []  # [i, j] = log q(z_i | x_j), (B, B, Z)
         for site in guide_sites.values():
             z = site["value"].reshape(rows, 1, *site["fn"].event_shape)
             of_pairs.append(factors(site["fn"]).log_prob(z).reshape(rows, rows, -1))
+        _refuse_dependent(model, guide_trace, x, context)
         pairs = torch.cat(of_pairs, -1)
         log_q = pairs.sum(-1).diagonal()  # (B,)
         joint = log_aggregate(pairs.sum(-1), n or rows, self.stratified)  # (B,)
@@ -130,3 +133,25 @@ class BetaTCVAE(Objective):
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
     ) -> Tensor:
         return ELBO().held_out(model, x, context, n=n)
+
+
+def _refuse_dependent(model: GenerativeModel, guide_trace: Any, x: Tensor, context: Tensor | None) -> None:
+    """Under Pyro's validation, see that no site of the guide reads another: q(z_i | x_j) would be at the wrong one.
+
+    Raises: TypeError if, with the rows of all draws turned round, a site's density is another.
+    """
+    sites = sample_sites(guide_trace)
+    if len(sites) < 2 or not is_validation_enabled():
+        return
+    with torch.no_grad(), poutine.block():
+        turned = guide_trace.copy()
+        for name, site in sites.items():
+            turned.nodes[name] = {**site, "value": site["value"].roll(1, 0)}
+        again: Any = poutine.trace(poutine.replay(model.guide, trace=turned)).get_trace(x, context)
+        for name, site in sites.items():
+            first, second = (s["fn"].log_prob(site["value"]) for s in (site, again.nodes[name]))
+            if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+                raise TypeError(
+                    f"expected a guide whose sites are independent given x, got {name!r} that reads another (or noise "
+                    "of its own); use ELBO, or a guide that draws them all off x"
+                )

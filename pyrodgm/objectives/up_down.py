@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,14 +16,9 @@ from pyrodgm.energy.recognition import Recognition
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.centring import refuse_weight_cost, weight_groups
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
-from pyrodgm.objectives.partition import PartitionMemory
+from pyrodgm.objectives.partition import AIS, PartitionMemory
 
 __all__ = ["UpDown"]
-
-_AIS: dict[str, Any] = {
-    "chains": 100,
-    "temperatures": 500,
-}  # of a held-out score: a second or so, an error of tenths of a nat
 
 
 class UpDown(Objective):
@@ -118,13 +113,12 @@ class UpDown(Objective):
         x, context = model.check(x, context)
         with evaluating(model):
             if context is not None:
-                method = "exact" if model.top.enumerable else "ais"
-                options = {} if method == "exact" else _AIS
-                bound = model.bound(x, self.recognition, context, particles=self.particles, method=method, **options)
+                options = {"method": "exact"} if model.top.enumerable else AIS
+                bound = model.bound(x, self.recognition, context, particles=self.particles, **options)
                 return -bound.mean()
             weights = model.log_weights(x, self.recognition, particles=self.particles).double()
             return -(weights.logsumexp(0) - math.log(self.particles) - self._log_partition(model)).mean()
 
     def _log_partition(self, model: DeepBeliefNetwork) -> Tensor:
-        options = {"method": "exact"} if model.top.enumerable else _AIS
+        options = {"method": "exact"} if model.top.enumerable else AIS
         return self._memory.of(model.top, lambda: model.log_partition(**options)[0])

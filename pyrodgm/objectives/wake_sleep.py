@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import Parameter
 from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.importance import ImportanceWeighted
-from pyrodgm.traces import refuse_auxiliary
+from pyrodgm.traces import refuse_auxiliary, sample_sites
 
 __all__ = ["ReweightedWakeSleep", "WakeSleep", "generative_parameters"]
 
@@ -115,7 +116,8 @@ class ReweightedWakeSleep(_Alternating):
     Args:
         particles: K.
         insomnia: lambda, the share of the wake phase in the guide's loss: 1 never sleeps, 0 only sleeps.
-    Raises: ValueError for particles < 1 or insomnia outside [0, 1].
+    Raises: ValueError for particles < 1 or insomnia outside [0, 1]; TypeError for a guide whose density is known by a
+        bound only (Hierarchical).
     Source: Bornschein and Bengio (2015), arXiv:1406.2751, eq. 7-11; Le et al. (2019), arXiv:1805.10469.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -147,10 +149,21 @@ class ReweightedWakeSleep(_Alternating):
         if self.insomnia > 0:
             # scored anew, with gradients and the guide as it is now
             guide = latent.particle_trace(poutine.replay(latent.guide, trace=drawn), self.particles, x, context)
+            _refuse_learned_factor(guide)
             loss = loss - self.insomnia * (share * latent.row_log_prob(guide)).sum(0).mean()
         if self.insomnia < 1:
             loss = loss + (1 - self.insomnia) * self._dream(latent, len(x), context, 1)
         yield "guide", loss
+
+
+def _refuse_learned_factor(guide: Any) -> None:
+    """Raise TypeError for a guide, scored at given draws, with a factor that has parameters: that has no best value."""
+    for name, site in sample_sites(guide).items():
+        if isinstance(site["fn"], dist.Unit) and site["fn"].log_factor.requires_grad:
+            raise TypeError(
+                f"expected a guide that knows its density, got one with the factor {name!r} that bounds it; use ELBO "
+                "or ImportanceWeighted, or another guide, such as FlowGuide"
+            )
 
 
 def _latent(objective: Objective, model: GenerativeModel) -> Latent:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_origin
 
 from pyrodgm.engine import fit
-from pyrodgm.engine.fabric import make_fabric
+from pyrodgm.engine.batches import check_shares
+from pyrodgm.engine.fabric import SPAWNED, make_fabric
 from pyrodgm.engine.settings import Settings
+from pyrodgm.hints import did_you_mean
 from pyrodgm.members import Member
 
 __all__ = ["check_fit", "check_names", "completed", "listed", "objective_arguments", "plain_arguments"]
@@ -57,7 +58,8 @@ def completed(which: Member, arguments: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
     merged = defaults | dict(arguments)
     if missing := [k for k in known if k not in merged]:
-        raise ValueError(f"{which.name} needs {missing[0]}: pass --{missing[0]}")
+        name = missing[0]
+        raise ValueError(f"{which.name} needs {name}: pass arguments={{{name!r}: ...}} (--{name} on the command line)")
     return {k: listed(v) for k, v in merged.items()}
 
 
@@ -66,19 +68,25 @@ def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"{owner} has no argument {name!r}: {hint}expected {', '.join(known) or 'none'}")
 
 
 def check_fit(options: Mapping[str, Any]) -> None:
-    """Raise ValueError or TypeError for arguments that :func:`pyrodgm.fit` would refuse."""
+    """Raise ValueError or TypeError for arguments that :func:`pyrodgm.fit` would refuse, or a run cannot have."""
     parameters = inspect.signature(fit).parameters
     check_names("fit", options, [name for name in parameters if name not in _OF_A_RUN])
     values = {name: p.default for name, p in parameters.items()} | dict(options)
     # a run has a folder for its checkpoints, and held-out rows
-    Settings(**{f.name: values[f.name] for f in fields(Settings)} | {"checkpoint": "checkpoint"}).check(held_out=True)
-    make_fabric(str(values["device"]), *(values[name] for name in ("precision", "strategy", "devices")))
+    settings = Settings(**{f.name: values[f.name] for f in fields(Settings)} | {"checkpoint": "checkpoint"})
+    settings = settings.checked(held_out=True)
+    fabric = make_fabric(str(values["device"]), *(values[name] for name in ("precision", "strategy", "devices")))
+    check_shares(settings.batch_size, fabric.world_size)
+    if fabric.world_size > 1 and values["strategy"] not in SPAWNED:
+        raise ValueError(
+            f'expected strategy="ddp_spawn" for a run folder by {fabric.world_size} processes, of which one writes it, '
+            f"got {values['strategy']!r}"
+        )
 
 
 def listed(value: Any) -> Any:

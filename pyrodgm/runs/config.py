@@ -40,7 +40,10 @@ def make_config(
     Raises: ValueError for data of a kind that the model does not have, and for unknown arguments.
     """
     if labels and data.labels is None:
-        raise ValueError(f"{data.name} has no labels; leave --labels out, or use data with a label column")
+        raise ValueError(
+            f"{data.name} has no labels; leave out labels=True (--labels on the command line), or use data with a "
+            "label column"
+        )
     if which.data == "binary" and not data.binary:
         raise ValueError(
             f"{which.name} models binary data, and {data.name} is not; "
@@ -84,7 +87,7 @@ def build_model(config: Mapping[str, Any]) -> GenerativeModel:
     features = math.prod(shape["event_shape"])
     context = len(shape["classes"]) if config["labels"] else 0
     if context and "context" not in known:
-        raise ValueError(f"{config['model']} takes no labels; leave --labels out")
+        raise ValueError(f"{config['model']} takes no labels; leave out labels=True (--labels on the command line)")
     components = arguments.pop("components", None) or _COMPONENTS
     derived = {
         "features": features,

@@ -27,10 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrodgm.files import write_atomically, write_text
+from pyrodgm.files import remove_unfinished, write_atomically, write_text
+from pyrodgm.members import MEMBERS
 
 __all__ = [
+    "AGAIN",
     "clear",
+    "is_run",
     "read_config",
     "read_history",
     "read_json",
@@ -39,6 +42,11 @@ __all__ = [
     "write_arrays",
     "write_json",
 ]
+
+AGAIN = "remove the run, or fit it again with overwrite=True (--overwrite on the command line)"
+
+_OWN = ("config.json", "model.pt", "checkpoint", "metrics.csv", "metrics.json", "samples.npz", "samples.png",
+        "curves.png", "report.html")  # fmt: skip
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -67,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the run, or fit it again with --overwrite") from None
+        raise ValueError(f"{path} is damaged ({error}); {AGAIN}") from None
     return found
 
 
@@ -77,9 +85,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises: ValueError if the folder is no run.
     """
     config = read_json(Path(path) / "config.json")
-    if not config:
-        raise ValueError(f"{path} is not a run (no config.json); pyrodgm fit MODEL DATA --out {path} makes one")
+    if not is_run(config):
+        lacks = "its config.json is of something else" if config else "no config.json"
+        raise ValueError(f"{path} is not a run ({lacks}); pyrodgm fit MODEL DATA --out {path} makes one")
     return config
+
+
+def is_run(config: Any) -> bool:
+    """Whether this is what the ``config.json`` of a run holds, and not that of another program."""
+    known = isinstance(config, dict) and config.get("format") == 1
+    return known and any(config.get("model") == which.name for which in MEMBERS)
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -110,9 +125,13 @@ def read_samples(path: str | Path) -> tuple[Tensor, Tensor]:
 
 
 def clear(folder: Path) -> None:
-    """Empty a folder."""
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    """Remove the files of a run, and no others."""
+    remove_unfinished(folder)
+    for entry in (folder / name for name in _OWN):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -15,12 +15,13 @@ import pyrodgm
 from pyrodgm.core import GenerativeModel
 from pyrodgm.data import DataSet, load
 from pyrodgm.engine import Fit
+from pyrodgm.engine.fabric import check_precision
 from pyrodgm.files import write_atomically
 from pyrodgm.members import member
 from pyrodgm.runs.arguments import check_fit
 from pyrodgm.runs.config import build_model, build_objective, fit_command, make_config
-from pyrodgm.runs.folder import clear, read_json, write_arrays, write_json
-from pyrodgm.runs.run import Run, evaluate
+from pyrodgm.runs.folder import clear, is_run, read_json, write_arrays, write_json
+from pyrodgm.runs.run import Run, evaluate, load_run
 
 __all__ = ["Job", "prepare", "train"]
 
@@ -62,13 +63,13 @@ class Job:
             self.model, self._pair("train"), validate=self._pair("valid"), csv=out / "metrics.csv",
             checkpoint=out / "checkpoint", seed=seed, **self.options,
         )  # fmt: skip
-        model = result.model.to("cpu")
-        write_atomically(out / "model.pt", lambda path: torch.save(model.state_dict(), path))
-        run = Run(out, self.config, model)
+        write_atomically(out / "model.pt", lambda path: torch.save(result.model.to("cpu").state_dict(), path))
+        run = load_run(out)  # what is scored and drawn from is what the folder holds, in its precision
         samples = run.sample(_SHOWN, seed=seed).flatten(1)
         write_arrays(out / "samples.npz", real=self._shown(), samples=samples)
-        write_json(out / "metrics.json", _metrics(result, evaluate(run, self.data)))
-        write_report(out)
+        metrics = _metrics(result, evaluate(run, self.data))
+        write_report(out, metrics)
+        write_json(out / "metrics.json", metrics)  # the last file: the run is finished
         return run
 
     def _rows(self, part: str) -> Tensor:
@@ -113,6 +114,7 @@ def prepare(
     config = make_config(which, source, labels, seed, arguments or {}, objective or {}, fit)
     _check_folder(out, config, overwrite)
     built = build_model(config)
+    check_precision(built, fit.get("precision"))
     if (chosen := build_objective(config, built)) is not None:
         fit["objective"] = chosen
     return Job(out, config, source, built, fit, overwrite)
@@ -168,19 +170,20 @@ def _check_folder(out: Path, config: dict[str, Any], overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     old = read_json(out / "config.json") if out.is_dir() else {}
-    if not old:
+    if not is_run(old):
         raise ValueError(f"{out} is there and is not a run; choose another folder")
     if overwrite:
         return
     metrics = read_json(out / "metrics.json")
     if metrics and metrics["stopped"] != "interrupted":
         raise FileExistsError(
-            f"{out} holds a finished run of {old['model']} on {old['data']}; use --overwrite, or another folder"
+            f"{out} holds a finished run of {old['model']} on {old['data']}; pass overwrite=True (--overwrite on the "
+            "command line), or choose another folder"
         )
     if old != config:
         raise FileExistsError(
-            f"{out} holds an unfinished run with other settings; resume it by "
-            f"{fit_command(old, out)}, or use --overwrite"
+            f"{out} holds an unfinished run with other settings; resume it by {fit_command(old, out)}, or pass "
+            "overwrite=True (--overwrite on the command line)"
         )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrodgm.core import Energy, GenerativeModel
+from pyrodgm.core import GenerativeModel
 from pyrodgm.data import DataSet, bits_per_dim, load
-from pyrodgm.evaluation import LogLikelihood, log_likelihood
+from pyrodgm.evaluation import log_likelihood
 from pyrodgm.runs.config import build_model, fit_command
-from pyrodgm.runs.folder import read_config, read_history, read_metrics
+from pyrodgm.runs.folder import AGAIN, read_config, read_history, read_metrics
 from pyrodgm.seeding import random_state
 
 __all__ = ["Run", "evaluate", "load_run"]
@@ -56,7 +56,10 @@ class Run:
         classes = self.config["shape"]["classes"]
         if not self.config["labels"]:
             if label is not None:
-                raise ValueError(f"{self.path} was trained without labels; fit it with --labels true")
+                raise ValueError(
+                    f"{self.path} was trained without labels; fit it with labels=True (--labels true on the command "
+                    "line)"
+                )
             return None
         if label is not None and label not in classes:
             raise ValueError(f"unknown label {label!r}: expected one of {', '.join(classes)}")
@@ -73,14 +76,18 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """The run in a folder: the model built from its config, with the stored state.
 
-    Raises: ValueError if the folder is not a run, or was never trained to an end.
+    Raises: ValueError if the folder is not a run, was never trained to an end, or is damaged.
     """
     path = Path(path)
     config = read_config(path)
     if not (path / "model.pt").exists():
         raise ValueError(f"{path} is unfinished (no model.pt); resume it by {fit_command(config, path)}")
     model = build_model(config)
-    model.load_state_dict(torch.load(path / "model.pt", weights_only=True, map_location="cpu"))
+    try:
+        state = torch.load(path / "model.pt", weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path / 'model.pt'} is damaged ({type(error).__name__}); {AGAIN}") from error
+    model.load_state_dict(state)
     return Run(path, config, model.eval())
 
 
@@ -105,10 +112,7 @@ def evaluate(
     x = source.part(part)[:rows].reshape(-1, *run.model.event_shape)
     context = source.context(part)[:rows] if run.config["labels"] else None
     with random_state(run.model.device, run.config["seed"]):
-        if context is not None and isinstance(run.model, Energy):
-            found = _by_label(run.model, x, context)
-        else:
-            found = log_likelihood(run.model, x, context, particles=particles)
+        found = log_likelihood(run.model, x, context, particles=particles)
     value, error = (v if math.isfinite(v) else None for v in (float(found.value), float(found.standard_error)))
     bits = None
     if source.levels is not None and value is not None:
@@ -142,20 +146,3 @@ def _check_data(run: Run, data: DataSet) -> None:
             f"{run.path} needs the labels {', '.join(shape['classes'])}, and {data.name} has "
             f"{', '.join(data.classes) or 'none'}; evaluate it on data with those labels"
         )
-
-
-def _by_label(model: Energy, x: Tensor, context: Tensor) -> LogLikelihood:
-    """The log-likelihood of an energy model given labels: every label has a log Z of its own."""
-    rows, variance, kind = [], 0.0, "exact"
-    for one in torch.unique(context, dim=0):
-        mine = x[(context == one).all(-1)]
-        try:
-            log_z, error = model.log_partition("exact", context=one)
-        except ValueError:
-            log_z, error = model.log_partition("ais", context=one)
-            kind = "AIS estimate"
-        with torch.no_grad():
-            rows.append(-model.energy(mine, one.expand(len(mine), -1)).double() - log_z.double())
-        variance += (float(error) * len(mine) / len(x)) ** 2
-    each = torch.cat(rows)
-    return LogLikelihood(float(each.mean()), math.sqrt(float(each.var()) / len(each) + variance), kind)

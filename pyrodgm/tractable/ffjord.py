@@ -10,8 +10,7 @@ from pyrodgm.bijectors.continuous import Continuous
 from pyrodgm.bijectors.ode import ODESolver
 from pyrodgm.bijectors.trace import Hutchinson, Trace
 from pyrodgm.core import Tractable
-from pyrodgm.tractable.flow import Flow
-from pyrodgm.tractable.parametric import StandardNormal
+from pyrodgm.tractable.flow import Flow, check_layers, normal_unless
 
 __all__ = ["FFJORD"]
 
@@ -46,6 +45,7 @@ class FFJORD(Flow):
         self,
         features: int,
         layers: int = 1,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
@@ -53,8 +53,7 @@ class FFJORD(Flow):
         solver: ODESolver | None = None,
         net: Callable[[], nn.Module] | None = None,
     ) -> None:
-        if layers < 1:
-            raise ValueError(f"expected layers >= 1, got {layers}")
+        check_layers(layers)
         if isinstance(net, nn.Module):
             raise TypeError(
                 f"expected net as a function that makes a network, got a {type(net).__name__}; each layer has one "
@@ -62,9 +61,16 @@ class FFJORD(Flow):
             )
         trace = Hutchinson() if trace is None else trace
         super().__init__(
-            StandardNormal(features) if base is None else base,
+            normal_unless(base, features),
             [
-                Continuous(features, None if net is None else net(), context, hidden, trace, solver=solver)
+                Continuous(
+                    features,
+                    None if net is None else net(),
+                    context=context,
+                    hidden=hidden,
+                    trace=trace,
+                    solver=solver,
+                )
                 for _ in range(layers)
             ],
         )

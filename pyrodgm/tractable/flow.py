@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pyrodgm.bijectors.base import Bijector
 from pyrodgm.core import Tractable
 from pyrodgm.distributions.flow import FlowDistribution
+from pyrodgm.tractable.parametric import StandardNormal
 
-__all__ = ["Flow"]
+__all__ = ["Flow", "check_layers", "normal_unless"]
 
 
 class Flow(Tractable):
@@ -63,3 +64,14 @@ class Flow(Tractable):
         for bijector in reversed(self.bijectors):
             x = bijector.initialize(x, context, inverse=True)  # type: ignore[operator]
         self.base.initialize(x, context if self.base.context else None)
+
+
+def check_layers(layers: int) -> None:
+    """Raise ValueError unless a flow has layers."""
+    if layers < 1:
+        raise ValueError(f"expected layers >= 1, got {layers}")
+
+
+def normal_unless(base: Tractable | None, features: int | tuple[int, ...]) -> Tractable:
+    """The base of a flow; where none is given, N(0, I) of that size or event shape."""
+    return StandardNormal(features) if base is None else base

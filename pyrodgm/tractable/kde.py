@@ -195,7 +195,8 @@ def _one_of(name: str, value: str, known: Any) -> None:
 
 def _rows(data: Tensor) -> Tensor:
     if not isinstance(data, Tensor) or data.is_complex():
-        raise TypeError(f"expected data as a torch.Tensor of real numbers, got {type(data).__name__}")
+        got = data.dtype if isinstance(data, Tensor) else f"{type(data).__name__}; use torch.as_tensor"
+        raise TypeError(f"expected data as a torch.Tensor of real numbers, got {got}")
     data = (data if data.is_floating_point() else data.to(torch.get_default_dtype())).detach().clone()
     if data.dim() < 2 or not data.numel():
         raise ValueError(f"expected data of shape (n, *event), got {tuple(data.shape)}; one column is data[:, None]")

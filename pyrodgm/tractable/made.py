@@ -49,6 +49,7 @@ class MADE(Tractable):
         self,
         features: int,
         hidden: Sequence[int] = (500,),
+        *,
         conditional: Conditional | None = None,
         context: int = 0,
         order: Tensor | None = None,
@@ -59,7 +60,17 @@ class MADE(Tractable):
         super().__init__((features,), context)
         self.conditional = BernoulliConditional() if conditional is None else conditional
         size, categories = self.conditional.size, self.conditional.categories
-        self.net = MaskedMLP(features, size, hidden, context, order, masks, direct, activation, categories)
+        self.net = MaskedMLP(
+            features,
+            size,
+            hidden,
+            context=context,
+            order=order,
+            masks=masks,
+            direct=direct,
+            activation=activation,
+            categories=categories,
+        )
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributions import biject_to
 from pyrodgm.core import Tractable
 from pyrodgm.distributions.normal import StandardNormalDistribution
 from pyrodgm.nets.mlp import MLP
+from pyrodgm.shapes import is_real
 
 __all__ = ["Parametric", "StandardNormal"]
 
@@ -28,7 +29,7 @@ class StandardNormal(Tractable):
     """
 
     def __init__(self, features: int | tuple[int, ...]) -> None:
-        super().__init__((features,) if isinstance(features, int) else features)
+        super().__init__(features)
         self.like: Tensor
         self.register_buffer("like", torch.empty(0), persistent=False)  # carries dtype and device
 
@@ -56,7 +57,8 @@ class Parametric(Tractable):
         sizes: of the parameters that are vectors for each feature, by name, such as ``{"logits": 256}`` for
             :class:`pyrodgm.distributions.Codes`; a feature's numbers stand in a row.
     Shapes: x (*B, *event), context (*B, C) -> log_prob (*B,) in nats.
-    Raises: TypeError if the family is not univariate, a vector has no size, or no parameter is left to learn.
+    Raises: TypeError if the family is not univariate, a vector has no size, a parameter's constraint is one that no
+        free number can keep, or no parameter is left to learn.
     Example:
         >>> import pyro.distributions as dist
         >>> Parametric(dist.Normal, 3).log_prob(torch.zeros(2, 3)).shape
@@ -74,14 +76,28 @@ class Parametric(Tractable):
         activation: Any = nn.ReLU,
         sizes: dict[str, int] | None = None,
     ) -> None:
-        super().__init__((features,) if isinstance(features, int) else features, context)
-        constraints = dict(getattr(family, "arg_constraints", {}))
+        super().__init__(features, context)
+        declared = getattr(family, "arg_constraints", {})
+        if not isinstance(declared, Mapping):
+            raise TypeError(
+                f"expected a family with constant arg_constraints, got {family.__name__}, where they follow from its "
+                "parameters; write a Tractable with that condition()"
+            )
+        constraints = dict(declared)
         if "logits" in constraints:
             constraints.pop("probs", None)
         self.fixed = dict(fixed or {})
         self.constraints = {k: c for k, c in constraints.items() if k not in self.fixed}
         if not self.constraints or set(self.fixed) - set(constraints):
             raise TypeError(f"expected {family} to have parameters besides fixed={self.fixed}, got {list(constraints)}")
+        for name, constraint in self.constraints.items():
+            try:
+                biject_to(constraint)
+            except NotImplementedError:
+                raise TypeError(
+                    f"expected a family whose parameters can be learned, got {family.__name__} with {name!r} of "
+                    f"{constraint}; pass fixed={{{name!r}: ...}}"
+                ) from None
         vectors = {k for k, c in constraints.items() if getattr(c, "event_dim", 0)}
         if vectors != set(sizes or {}):
             raise TypeError(
@@ -107,7 +123,13 @@ class Parametric(Tractable):
         }
         for name, value in self.fixed.items():
             arguments[name] = self.like.new_full((), value)
-        return self.distribution(**arguments).to_event(len(self.event_shape))
+        d = self.distribution(**arguments).to_event(len(self.event_shape))
+        if d.event_shape != self.event_shape:
+            raise TypeError(
+                f"expected a univariate family, got {self.distribution.__name__}, whose event for features "
+                f"{tuple(self.event_shape)} has shape {tuple(d.event_shape)}; write a Tractable with that condition()"
+            )
+        return d
 
     def _parts(self, raw: Tensor) -> Sequence[Tensor]:
         """The raw numbers of each parameter: (*B, outputs) -> (*B, *event), or (*B, *event, size) for vectors."""
@@ -123,4 +145,4 @@ class Parametric(Tractable):
 
 
 def _to(constraint: Any, raw: Tensor) -> Tensor:
-    return raw if constraint is torch.distributions.constraints.real else biject_to(constraint)(raw)
+    return raw if is_real(constraint) else biject_to(constraint)(raw)

@@ -17,8 +17,7 @@ from pyrodgm.bijectors.planar import Planar
 from pyrodgm.bijectors.spline_rational import RationalQuadraticSpline
 from pyrodgm.bijectors.univariate import ScaleShift, Shift, Univariate
 from pyrodgm.core import Tractable
-from pyrodgm.tractable.flow import Flow
-from pyrodgm.tractable.parametric import StandardNormal
+from pyrodgm.tractable.flow import Flow, check_layers, normal_unless
 
 __all__ = ["IAF", "MAF", "NICE", "NSF", "FlowPlusPlus", "PlanarFlow", "RealNVP"]
 
@@ -45,21 +44,29 @@ class RealNVP(Flow):
         self,
         features: int,
         layers: int = 8,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
         bound: float = 2.0,
     ) -> None:
         super().__init__(
-            _base(features, base), _couplings(features, layers, hidden, context, lambda: ScaleShift(bound))
+            normal_unless(base, features), _couplings(features, layers, hidden, context, lambda: ScaleShift(bound))
         )
 
 
 class NICE(Flow):
     """Additive couplings that move the halves of x in turn, then a learned scale of each feature.
 
-    Args, Shapes, Raises: as :class:`RealNVP`; ``base`` is a standard logistic in the source, ours N(0, I) by default.
-    Source: Dinh et al. (2014), arXiv:1410.8516, section 3.
+    Args:
+        features: D >= 2.
+        layers: number of couplings.
+        hidden: widths of each coupling network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if features < 2 or layers < 1.
+    Source: Dinh et al. (2014), arXiv:1410.8516, section 3. Departure: their base is a standard logistic.
     Example:
         >>> NICE(features=2).sample(5).shape
         torch.Size([5, 2])
@@ -69,13 +76,14 @@ class NICE(Flow):
         self,
         features: int,
         layers: int = 4,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
     ) -> None:
         couplings = _couplings(features, layers, hidden, context, Shift)
         # The scale stands next to the base, as in the source: of the way from x to z it is the last.
-        super().__init__(_base(features, base), [Affine(features), *couplings])
+        super().__init__(normal_unless(base, features), [Affine(features), *couplings])
 
 
 class _AutoregressiveFlow(Flow):
@@ -87,6 +95,7 @@ class _AutoregressiveFlow(Flow):
         self,
         features: int,
         layers: int = 5,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
@@ -95,7 +104,7 @@ class _AutoregressiveFlow(Flow):
         bijectors = _autoregressive(features, layers, hidden, context, univariate)
         if self.one_pass_scoring:
             bijectors = [bijector.inv for bijector in bijectors]
-        super().__init__(_base(features, base), bijectors)
+        super().__init__(normal_unless(base, features), bijectors)
 
 
 class MAF(_AutoregressiveFlow):
@@ -126,7 +135,15 @@ class IAF(_AutoregressiveFlow):
 
     Other data are scored feature by feature, with each weight used once.
 
-    Args, Shapes, Raises: as :class:`MAF`.
+    Args:
+        features: D.
+        layers: number of autoregressive layers.
+        hidden: widths of each masked network's hidden layers.
+        context: size C of the conditioning vector, 0 for none.
+        base: density of z; default N(0, I).
+        univariate: makes the map of one feature for each layer; default an affine one.
+    Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: ValueError if layers < 1.
     Source: Kingma et al. (2016), arXiv:1606.04934.
     Example:
         >>> IAF(features=3).sample(5).shape
@@ -163,10 +180,10 @@ class NSF(Flow):
         self,
         features: int,
         layers: int = 6,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
-        *,
         bins: int = 8,
         bound: float = 3.0,
         autoregressive: bool = False,
@@ -179,7 +196,7 @@ class NSF(Flow):
         ]
         if mix:
             parts = [b for part in parts for b in (LULinear(features), part)]
-        super().__init__(_base(features, base), parts)
+        super().__init__(normal_unless(base, features), parts)
 
 
 class FlowPlusPlus(Flow):
@@ -206,6 +223,7 @@ class FlowPlusPlus(Flow):
         self,
         features: int,
         layers: int = 4,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         base: Tractable | None = None,
@@ -214,7 +232,7 @@ class FlowPlusPlus(Flow):
         # The mixture's map is closed from x to z, so that is the way that scores data.
         couplings = _couplings(features, layers, hidden, context, lambda: MixtureLogisticCDF(components))
         parts = [b for part in couplings for b in (part.inv, LULinear(features), ActNorm(features))]
-        super().__init__(_base(features, base), parts)
+        super().__init__(normal_unless(base, features), parts)
 
 
 class PlanarFlow(Flow):
@@ -239,36 +257,29 @@ class PlanarFlow(Flow):
         self,
         features: int,
         layers: int = 16,
+        *,
         hidden: Sequence[int] = (32,),
         context: int = 0,
         base: Tractable | None = None,
     ) -> None:
-        _check_layers(layers)
-        super().__init__(_base(features, base), [Planar(features, context, hidden) for _ in range(layers)])
-
-
-def _base(features: int, base: Tractable | None) -> Tractable:
-    return StandardNormal(features) if base is None else base
-
-
-def _check_layers(layers: int) -> None:
-    if layers < 1:
-        raise ValueError(f"expected layers >= 1, got {layers}")
+        check_layers(layers)
+        parts = [Planar(features, context=context, hidden=hidden) for _ in range(layers)]
+        super().__init__(normal_unless(base, features), parts)
 
 
 def _couplings(
     features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
 ) -> list[Bijector]:
     """The halves are moved in turn."""
-    _check_layers(layers)
-    return [Coupling(features, univariate(), context, hidden, flip=bool(i % 2)) for i in range(layers)]
+    check_layers(layers)
+    return [Coupling(features, univariate(), context=context, hidden=hidden, flip=bool(i % 2)) for i in range(layers)]
 
 
 def _autoregressive(
     features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
 ) -> list[Bijector]:
     """The order is reversed from layer to layer."""
-    _check_layers(layers)
+    check_layers(layers)
     natural = torch.arange(features)
     orders = [natural if i % 2 == 0 else natural.flip(0) for i in range(layers)]
-    return [Autoregressive(features, univariate(), context, hidden, order) for order in orders]
+    return [Autoregressive(features, univariate(), context=context, hidden=hidden, order=order) for order in orders]

@@ -54,7 +54,7 @@ class Recurrent(Tractable):
         >>> vae = VAE(
         ...     prior=StandardNormal(2),
         ...     likelihood=Recurrent(length=6, vocabulary=10, hidden=[16], context=2),
-        ...     guide=Parametric(dist.Normal, 2, context=6, net=TokenEncoder(10, 6, 4, hidden=[16])),
+        ...     guide=Parametric(dist.Normal, 2, context=6, net=TokenEncoder(6, 10, 4, hidden=[16])),
         ... )
         >>> vae.reconstruct(vae.sample(3)).shape
         torch.Size([3, 6])

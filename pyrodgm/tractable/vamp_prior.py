@@ -11,6 +11,7 @@ from torch.distributions import biject_to, constraints
 
 from pyrodgm.core import Tractable
 from pyrodgm.distributions.mixture import Aggregate
+from pyrodgm.shapes import is_real
 
 __all__ = ["VampPrior"]
 
@@ -60,7 +61,7 @@ class VampPrior(Tractable):
     @property
     def pseudo_inputs(self) -> Tensor:
         """u, (K, D)."""
-        return self.free if self.element is constraints.real else biject_to(self.element)(self.free)
+        return self.free if is_real(self.element) else biject_to(self.element)(self.free)
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
@@ -71,7 +72,7 @@ class VampPrior(Tractable):
         rows = x.flatten(1).to(self.free)
         if rows.shape != self.free.shape:
             raise ValueError(f"expected rows of shape {tuple(self.free.shape)}, got {tuple(rows.shape)}")
-        if self.element is not constraints.real:
+        if not is_real(self.element):
             # A row at the bound of the support, such as a white pixel, has no finite preimage.
             low, high = float(rows.min()), float(rows.max())
             if low == high:

@@ -4,18 +4,18 @@ import pytest
 import torch
 from cases import C, contexts, grow
 
-from pyrodgm.bijectors import ActNorm, Affine, BatchNorm, Householder, LULinear
+from pyrodgm.bijectors import ActNorm, Affine, BatchNorm, Householder, LULinear, Planar, Radial
 from pyrodgm.tractable import Flow, StandardNormal
 
 ORDER = torch.tensor([2, 0, 1])
 IMAGE = (3, 2, 2)
 MAKERS = {
-    "Affine": lambda context: Affine(3, context),
-    "ActNorm image": lambda context: ActNorm(IMAGE, context),
+    "Affine": lambda context: Affine(3, context=context),
+    "ActNorm image": lambda context: ActNorm(IMAGE, context=context),
     "BatchNorm": lambda context: BatchNorm(3, context=context),
     "LULinear": lambda context: LULinear(3, rotation=True, context=context),
-    "LULinear image": lambda context: LULinear(IMAGE, ORDER, context=context),
-    "Householder": lambda context: Householder(3, 2, context),
+    "LULinear image": lambda context: LULinear(IMAGE, order=ORDER, context=context),
+    "Householder": lambda context: Householder(3, reflections=2, context=context),
 }
 
 
@@ -42,7 +42,7 @@ def test_every_context_starts_from_the_map_without_one(name):
 @pytest.mark.parametrize("shape", [(3,), IMAGE])
 def test_a_linear_map_of_each_context_is_one_matrix(shape):
     """P L U of every row's own factors, dense, at every place of an image: solves and determinants agree."""
-    layer, c = grow(LULinear(shape, ORDER, context=C)).double(), contexts(4)
+    layer, c = grow(LULinear(shape, order=ORDER, context=C)).double(), contexts(4)
     t = layer.condition(c)
     weight = t.lower @ t.upper
     weight = torch.stack([w[ORDER] for w in weight])
@@ -58,7 +58,7 @@ def test_a_linear_map_of_each_context_is_one_matrix(shape):
 
 
 def test_reflections_of_each_context_are_orthogonal():
-    layer, c = grow(Householder(4, 3, C)).double(), contexts(5)
+    layer, c = grow(Householder(4, reflections=3, context=C)).double(), contexts(5)
     eye = torch.eye(4, dtype=torch.float64)
     q = layer.condition(c.unsqueeze(1)).call_and_ladj(eye.expand(5, 4, 4))[0]
     torch.testing.assert_close(q @ q.mT, eye.expand(5, 4, 4))
@@ -80,7 +80,7 @@ def test_one_x_under_many_contexts(name):
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_actnorm_under_a_context_starts_from_all_rows(inverse):
-    x, layer = 3 * normal(64, 4) + torch.arange(4.0), ActNorm(4, C).double()
+    x, layer = 3 * normal(64, 4) + torch.arange(4.0), ActNorm(4, context=C).double()
     out = layer.initialize(x, contexts(64), inverse=inverse)
     torch.testing.assert_close(out.mean(0), torch.zeros(4).double())
     torch.testing.assert_close(out.var(0, correction=0), torch.ones(4).double())
@@ -92,7 +92,7 @@ def test_an_affine_flow_learns_the_moments_of_each_context():
     labels = torch.eye(2).double().repeat(100, 1)
     x = normal(200, 2) * (labels @ torch.tensor([[0.5, 1.0], [2.0, 0.7]]).double())
     x = x + labels @ torch.tensor([[3.0, 0.0], [-1.0, 1.0]]).double()
-    flow = Flow(StandardNormal(2), [ActNorm(2, 2, [])]).double()
+    flow = Flow(StandardNormal(2), [ActNorm(2, context=2, hidden=[])]).double()
     flow.initialize(x, labels)
     optimizer = torch.optim.LBFGS(
         flow.parameters(), max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-14
@@ -113,7 +113,7 @@ def test_an_affine_flow_learns_the_moments_of_each_context():
 
 
 def test_batch_norm_takes_the_statistics_of_all_contexts():
-    layer, y = grow(BatchNorm(3, 1.0, 0.0, C)).double().train(), normal(50, 3)
+    layer, y = grow(BatchNorm(3, momentum=1.0, epsilon=0.0, context=C)).double().train(), normal(50, 3)
     t = layer.condition(contexts(50))
     x, ladj = t.inverse_and_ladj(y)
     standard = (y - y.mean(0)) / y.std(0, correction=0)
@@ -136,3 +136,12 @@ def test_no_context_can_make_a_scale_overflow(name):
 def test_a_missing_context_is_named(name):
     with pytest.raises(ValueError, match=r"expected context of shape \(\*, 2\), got none"):
         MAKERS[name](C).condition()
+
+
+@pytest.mark.parametrize("kind", [Planar, Radial])
+def test_a_network_in_bfloat16_sets_numbers_in_float32(kind):
+    """What is made of them, w.u or beta - alpha, is to be had back in the other direction."""
+    layer = grow(kind(3, context=C))
+    with torch.autocast("cpu", torch.bfloat16):
+        t = layer.condition(contexts(4).float())
+    assert {v.dtype for v in vars(t).values() if isinstance(v, torch.Tensor)} == {torch.float32}

@@ -8,8 +8,8 @@ from cases import TRACES, C, assert_means_agree, contexts, grow, mean_and_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from pyrodgm.bijectors import Compose, Continuous, ExactTrace, Hutchinson, HutchPlusPlus, ODESolver
-from pyrodgm.tractable import FFJORD
+from pyrodgm.bijectors import Compose, Continuous, ExactTrace, Hutchinson, HutchPlusPlus, ODESolver, Trace
+from pyrodgm.tractable import FFJORD, Flow, StandardNormal
 
 TIGHT = {"method": "dopri8", "rtol": 1e-11, "atol": 1e-11}
 ADJOINT, DIRECT = ODESolver(**TIGHT), ODESolver(**TIGHT, adjoint=False)
@@ -250,6 +250,68 @@ def test_round_trip_of_eight_layers(dtype, tolerance, bound):
     assert bool(((back_ladj + ladj).abs() <= bound * (1 + ladj.abs())).all())
 
 
+class Unasked(Trace):
+    """A trace that nobody may ask for."""
+
+    def probes(self, x):
+        raise AssertionError("the trace was asked for")
+
+    estimate = probes
+
+
+@pytest.mark.parametrize("solver", [ADJOINT, DIRECT])
+def test_samples_and_points_are_had_without_a_trace(solver):
+    quiet = flow(C, trace=Unasked(), eval_trace=Unasked(), solver=solver)
+    full, x = flow(C, solver=solver).eval(), points()
+    assert Flow(StandardNormal(3).double(), [quiet]).sample(2, contexts(5)).shape == (2, 5, 3)
+    for layer, whole in ((quiet, full), (quiet.inv, full.inv), (Compose([quiet]).inv, full.inv)):
+        found = []
+        for bijector, take in ((layer, lambda t, rows: t(rows)), (whole, lambda t, rows: t.call_and_ladj(rows)[0])):
+            rows = x.clone().requires_grad_()
+            y = take(bijector.condition(contexts(5)), rows)
+            wanted = [rows, *bijector.parameters()]
+            found.append((y, *torch.autograd.grad(y.sin().sum(), wanted, materialize_grads=True)))
+        near(*found)
+
+
+@pytest.mark.parametrize("solver", [ADJOINT, DIRECT])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_inference_mode_changes_nothing(solver, conditional):
+    layer, context = flow(C if conditional else 0, solver=solver).eval(), contexts(5) if conditional else None
+    with torch.no_grad():
+        expected = layer(points(), context)
+    with torch.inference_mode():
+        found = layer(points(), context)
+        point = layer.condition(context)(points())
+    near(found, expected)
+    near(point, expected[0])
+
+
+def test_autocast_leaves_the_velocity_its_digits():
+    """In both directions and in the gradient: a solver that asks for 1e-5 cannot have it from bfloat16."""
+    layer, found = flow(solver=ODESolver()).float().eval(), []
+    for on in (False, True):
+        x = points().float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            y, ladj = layer(x)
+            back, _ = layer.inv(y)
+            loss = back.sin().sum() + y.cos().sum() + ladj.sum()
+            found.append((y, ladj, back, *torch.autograd.grad(loss, [x, *layer.parameters()])))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_trip_at_the_default_tolerances(dtype):
+    """About five steps there and five back, each wrong by at most 1e-5 (1 + |x|)."""
+    layer, x = grow(Continuous(3, hidden=[64, 64])).to(dtype).eval(), 3 * points(50).to(dtype)
+    with torch.no_grad():
+        y, ladj = layer(x)
+        back, back_ladj = layer.inv(y)
+    assert (y - x).abs().max() > 0.5
+    assert bool(((back - x).abs() <= 1e-4 * (1 + x.abs())).all())
+    assert bool(((back_ladj + ladj).abs() <= 1e-4 * (1 + ladj.abs())).all())
+
+
 def test_missing_torchdiffeq_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ImportError, match=r"pyrodgm\[flows\]"):
@@ -287,7 +349,7 @@ def test_it_learns():
     """A few steps with the noisy trace lower the exact loss."""
     torch.manual_seed(0)
     x = torch.randn(200, 2) * torch.tensor([3.0, 0.3])
-    model = FFJORD(2, 1, [16], solver=ODESolver("rk4", steps=3))
+    model = FFJORD(2, 1, hidden=[16], solver=ODESolver("rk4", steps=3))
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
     before = -model.eval().log_prob(x).mean()
     model.train()

@@ -49,7 +49,7 @@ def test_slope_is_autodiffs(univariate):
 
 @pytest.mark.parametrize("univariate", [*ACTIVATIONS, ScaleShift()], **by_name)
 def test_the_context_sets_each_feature(univariate):
-    layer = grow(Elementwise(3, univariate, C, HIDDEN)).double()
+    layer = grow(Elementwise(3, univariate, context=C, hidden=HIDDEN)).double()
     x = torch.tensor([-1.0, 0.5, -2.0]).double().expand(4, 3)
     y, ladj = layer(x, contexts(4))
     assert bool((y.std(0)[[0, 2]] > 1e-6).all())
@@ -64,7 +64,7 @@ def test_it_starts_as_the_map_of_zeros_and_keeps_the_claim():
     assert not Elementwise(2, ScaleShift()).volume_preserving
     x = torch.randn(4, 2)
     for context in (0, C):
-        layer = Elementwise(2, LeakyReLU(), context)
+        layer = Elementwise(2, LeakyReLU(), context=context)
         assert torch.equal(layer(x, contexts(4).float() if context else None)[0], x)
 
 

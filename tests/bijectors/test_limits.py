@@ -12,6 +12,7 @@ from pyrodgm.bijectors import (
     LeakyReLU,
     LinearSpline,
     MixtureLogisticCDF,
+    Planar,
     QuadraticSpline,
     RationalQuadraticSpline,
     ScaleShift,
@@ -37,7 +38,7 @@ def test_log_scales_end_at_the_bound(way, sign):
 
 
 def test_an_affine_coupling_ends_at_its_bound():
-    layer = AffineCoupling(5, 0, HIDDEN, split=2, bound=BOUND).double()
+    layer = AffineCoupling(5, hidden=HIDDEN, split=2, bound=BOUND).double()
     with torch.no_grad():
         layer.net[-1].bias[:3].fill_(1e6)  # of the three that it moves, the log-scales first
     torch.testing.assert_close(layer(torch.randn(4, 5).double())[1], torch.full((4,), 3 * BOUND).double())
@@ -76,3 +77,20 @@ def test_a_squeeze_takes_blocks_of_its_factor(factor):
     assert torch.equal(ladj, torch.zeros(5))
     channels = F.pixel_unshuffle(x, factor)
     assert sorted(channels[0].flatten(1).tolist()) == sorted(y[0].flatten(1).tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wu", [-20.0, -100.0])
+def test_a_planar_map_is_never_flat(wu, dtype):
+    """softplus(w.u) is lost beside -1, in float64 as well in the end; the slope at the plane is that of the floor."""
+    layer = Planar(2).to(dtype)
+    with torch.no_grad():
+        layer.free.copy_(torch.tensor([wu, 0.5, 1.0, 0.0, 0.0]))  # u, w and b: the plane is x_0 = 0
+        x = torch.tensor([[0.0, 0.0], [1e-3, 1.0], [2.0, -1.0]], dtype=dtype)
+        y, ladj = layer(x)
+        back, back_ladj = layer.inv(y)
+    # Beside a u of 100 float32 holds w.u to 4e-6, which is 4 % of the floor.
+    torch.testing.assert_close(ladj[0].exp(), torch.tensor(1e-4, dtype=dtype), rtol=0.05, atol=0)
+    steep = torch.exp(-ladj).unsqueeze(-1)
+    assert bool(((back - x).abs() <= 10 * torch.finfo(dtype).eps * steep).all())
+    assert back_ladj.isfinite().all()

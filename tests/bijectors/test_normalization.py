@@ -3,12 +3,14 @@
 import copy
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from cases import assert_gradients_are_slopes, grow
 
 import pyrodgm
 from pyrodgm.bijectors import ActNorm, AffineCoupling, BatchNorm, Compose
+from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.tractable import Flow, StandardNormal
 
 
@@ -135,3 +137,16 @@ def test_a_feature_that_never_varies_stays_finite():
     y, ladj = layer(x + 1e-6)
     torch.testing.assert_close(y, torch.ones_like(x))
     torch.testing.assert_close(ladj, torch.full((8,), 2 * math.log(1e6), dtype=torch.float64))
+
+
+def test_pyros_own_distribution_trains_on_the_density_of_the_batch():
+    """Value and gradients are those of the flow, and the averages take in each batch once."""
+    ours, theirs = (grow(BatchNorm(4)).double().train() for _ in range(2))
+    base, found = dist.Normal(torch.zeros(4).double(), 1.0).to_event(1), []
+    for layer, distribution in ((ours, FlowDistribution), (theirs, dist.TransformedDistribution)):
+        x = rows().requires_grad_()
+        log_prob = distribution(base, [layer.condition()]).log_prob(x)
+        found.append((log_prob, *torch.autograd.grad(log_prob.square().sum(), [x, *layer.parameters()])))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(theirs.state_dict(), ours.state_dict())
+    assert not torch.equal(ours.running_mean, torch.zeros(4).double())

@@ -86,8 +86,8 @@ def test_a_distribution_that_is_no_flow():
 def test_ours_as_theirs():
     x, c = rows()
     torch.manual_seed(0)
-    ours = grow(Compose([AffineCoupling(D, C, [8], flip=bool(i % 2)) for i in range(3)])).double()
-    base = grow(MADE(D, [8], GaussianMixtureConditional(2))).double()
+    ours = grow(Compose([AffineCoupling(D, context=C, hidden=[8], flip=bool(i % 2)) for i in range(3)])).double()
+    base = grow(MADE(D, [8], conditional=GaussianMixtureConditional(2))).double()
     flow = NflowsFlow(AsNflowsTransform(ours.inv), AsNflowsDistribution(base)).double()
     expected = Flow(base, list(ours.bijectors)).log_prob(x, c)
     torch.testing.assert_close(flow.log_prob(x, context=c), expected)
@@ -115,3 +115,48 @@ def test_copies():
     y = model.log_prob(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(other.log_prob(x), y, rtol=0, atol=0)
+
+
+SHAPE = (1, 4, 4)
+
+
+def image_flow():
+    """Two scales of a squeeze and an actnorm, whose latents leave as one vector."""
+    multi = theirs.MultiscaleCompositeTransform(2)
+    shape = SHAPE
+    for _ in range(2):
+        channels = 4 * shape[0]
+        parts = [theirs.SqueezeTransform(), theirs.ActNorm(channels)]
+        shape = multi.add_transform(theirs.CompositeTransform(parts), (channels, shape[1] // 2, shape[2] // 2))
+    torch.manual_seed(0)
+    return NflowsFlow(grow(multi, 0.1), StandardNormal([16])).double().eval()
+
+
+def test_a_flow_over_images_whose_latents_are_vectors():
+    flow, x = image_flow(), torch.rand(6, *SHAPE, dtype=torch.float64)
+    model = NflowsModel(flow, SHAPE)
+    torch.testing.assert_close(model.log_prob(x), flow.log_prob(x))
+    assert model.sample(3).shape == (3, *SHAPE)
+    d = model.condition()
+    draw = d.rsample((5,))
+    torch.testing.assert_close(d.log_prob(draw), flow.log_prob(draw))
+
+
+def test_a_transform_that_changes_the_shape():
+    transform, x = image_flow()._transform, torch.rand(2, 3, *SHAPE, dtype=torch.float64)
+    bijector = NflowsBijector(transform, shapes=(SHAPE, (16,)))
+    y, ladj = bijector(x)
+    assert (y.shape, ladj.shape) == ((2, 3, 16), (2, 3))
+    torch.testing.assert_close(bijector.inv(y), (x, -ladj))
+    flow = Flow(Ours(16).double(), [bijector.inv])
+    assert flow.event_shape == SHAPE
+    torch.testing.assert_close(flow.log_prob(x), Ours(16).double().log_prob(y) + ladj)
+
+
+def test_the_type_of_a_model_is_that_of_its_parameters():
+    """Normals of nflows keep a constant in float64, which comes before their networks."""
+    model = NflowsModel(ConditionalDiagonalNormal([D], torch.nn.Linear(C, 2 * D)), (D,), C)
+    assert model.dtype is torch.float32
+    assert model.log_prob(torch.zeros(2, D), torch.zeros(2, C)).dtype is torch.float32
+    assert model.sample(context=torch.zeros(2, C)).dtype is torch.float32
+    assert model.double().dtype is torch.float64

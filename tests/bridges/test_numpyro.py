@@ -10,6 +10,7 @@ import numpyro.distributions as ndist
 import pytest
 import torch
 from cases import grow
+from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS
 
 from pyrodgm.bridges.numpyro import NumPyroDensity, from_numpyro
@@ -19,12 +20,12 @@ from pyrodgm.tractable import MADE, MAF, NSF, GaussianMixtureConditional, RealNV
 
 MODELS = {
     "normal": lambda c: StandardNormal(3),
-    "coupling": lambda c: RealNVP(3, 2, [8], context=c),
-    "autoregressive": lambda c: MAF(3, 2, [8], context=c),
-    "spline": lambda c: NSF(3, 2, [8], context=c, bins=4),
-    "autoregressive spline": lambda c: NSF(3, 2, [8], context=c, bins=4, autoregressive=True),
+    "coupling": lambda c: RealNVP(3, 2, hidden=[8], context=c),
+    "autoregressive": lambda c: MAF(3, 2, hidden=[8], context=c),
+    "spline": lambda c: NSF(3, 2, hidden=[8], context=c, bins=4),
+    "autoregressive spline": lambda c: NSF(3, 2, hidden=[8], context=c, bins=4, autoregressive=True),
     "MADE": lambda c: MADE(3, [8], context=c),
-    "MADE of mixtures": lambda c: MADE(3, [8], GaussianMixtureConditional(2), context=c),
+    "MADE of mixtures": lambda c: MADE(3, [8], conditional=GaussianMixtureConditional(2), context=c),
 }
 
 
@@ -98,6 +99,25 @@ def test_draws_come_from_the_key() -> None:
     assert a.shape == (4, 3)
     assert bool((a == b).all())
     assert not bool((a == c).all())
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_scan_takes_the_density_apart_and_puts_it_together(context: int) -> None:
+    """The steps of a Markov chain whose noise is our flow: their log density is the sum of the flow's."""
+    flow = trained("coupling", context)
+    given = torch.randn(2) if context else None
+    density = NumPyroDensity(flow, given)
+
+    def model(steps: np.ndarray) -> None:
+        def step(_: jnp.ndarray, x: jnp.ndarray) -> tuple[jnp.ndarray, None]:
+            return numpyro.sample("x", density, obs=x), None
+
+        scan(step, jnp.zeros(3), steps)
+
+    x = torch.randn(4, 3)
+    found, _ = numpyro.infer.util.log_density(model, (x.numpy(),), {}, {})
+    expected = flow.log_prob(x, None if given is None else given.expand(4, -1)).sum().item()
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_chains_stay_apart() -> None:

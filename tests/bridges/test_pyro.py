@@ -49,4 +49,4 @@ def test_it_says_what_the_bijector_says():
 
 def test_a_context_is_refused():
     with pytest.raises(ValueError, match="without context"):
-        PyroTransform(AffineCoupling(3, C))
+        PyroTransform(AffineCoupling(3, context=C))

@@ -66,8 +66,8 @@ def test_a_flow_gives_its_own_numbers_and_trains(name, context):
 def test_ours_as_theirs():
     x, c = rows()
     torch.manual_seed(0)
-    ours = grow(Compose([AffineCoupling(D, C, [8], flip=bool(i % 2)) for i in range(3)])).double()
-    base = grow(RealNVP(D, 2, [8])).double()
+    ours = grow(Compose([AffineCoupling(D, context=C, hidden=[8], flip=bool(i % 2)) for i in range(3)])).double()
+    base = grow(RealNVP(D, 2, hidden=[8])).double()
     flow = zuko.lazy.Flow([AsZukoTransform(ours.inv)], AsZukoDistribution(base))
     torch.testing.assert_close(flow(c).log_prob(x), Flow(base, list(ours.bijectors)).log_prob(x, c))
     assert flow(c).sample((5,)).shape == (5, 6, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def test_npy_is_split_by_the_seed(tmp_path: Path) -> None:
     assert torch.equal(load_file(path).test, data.test)
     assert not torch.equal(load_file(path, seed=1).test, data.test)
     assert not data.binary
+
+
+def test_bytes_may_stand_in_the_other_order(tmp_path: Path) -> None:
+    x = RNG.normal(size=(50, 3))
+    native, swapped = (load_file(save(tmp_path, f"{i}.npy", x.astype(kind))) for i, kind in enumerate(("<f8", ">f8")))
+    assert torch.equal(native.train, swapped.train)
 
 
 def test_npz_with_labels(tmp_path: Path) -> None:
@@ -56,6 +63,15 @@ def test_npz_without_a_valid_part_takes_it_from_train(tmp_path: Path) -> None:
     spread = load(f"{path}:dequantized")
     assert torch.equal((spread.train * 256).floor(), (data.train * 255).round())
     assert load(f"{path}:binary").binary
+
+
+def test_labels_of_parts_with_types_of_their_own(tmp_path: Path) -> None:
+    x = {part: RNG.normal(size=(n, 2)) for part, n in (("train", 8), ("valid", 2), ("test", 4))}
+    y = {"train_y": np.arange(8.0) % 2, "valid_y": np.arange(2) % 2, "test_y": np.arange(4) % 2 == 1}
+    data = load_file(save(tmp_path, "a.npz", **x, **y))
+    assert len(data.classes) == 2
+    for part in x:
+        assert torch.equal(data.labels[part], torch.arange(len(x[part])) % 2)
 
 
 @pytest.mark.parametrize("names", ["{part}_y", "y_{part}"])
@@ -153,6 +169,11 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"no")
     (tmp_path / "cut.npz").write_bytes(save(tmp_path, "whole.npz", x=np.zeros((9, 2))).read_bytes()[:100])
     (tmp_path / "cut.npy").write_bytes(b"")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(RNG.bytes(5000).hex().encode())[:-2000])
+    np.savez_compressed(tmp_path / "flipped.npz", x=RNG.normal(size=(99, 9)))
+    flipped = bytearray((tmp_path / "flipped.npz").read_bytes())
+    flipped[100:400] = bytes(300)
+    (tmp_path / "flipped.npz").write_bytes(flipped)
     (tmp_path / "none").mkdir()
     (tmp_path / "a.doc").write_text("")
     cases = {
@@ -172,6 +193,8 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
         tmp_path / "broken.npz": "not readable",
         tmp_path / "cut.npz": "not readable",
         tmp_path / "cut.npy": "not readable",
+        tmp_path / "cut.txt.gz": "not readable",
+        tmp_path / "flipped.npz": "not readable",
         tmp_path / "none": "no pictures",
         tmp_path / "a.doc": "numpy.save",
         tmp_path / "absent.npy": "does not exist",
@@ -184,10 +207,19 @@ def test_mistakes_are_one_line_with_a_cure(tmp_path: Path) -> None:
         assert path.name in str(caught.value)
 
 
+def test_flat_rows_may_be_colour_pictures(tmp_path: Path) -> None:
+    data = load(f"{save(tmp_path, 'a.npy', RNG.uniform(size=(20, 3 * 4 * 5)))}:binary:3x4x5")
+    assert data.image_shape == (3, 4, 5)
+    assert data.event_shape == (60,)
+    assert data.name.endswith("a.npy:binary:3x4x5")
+
+
 def test_views_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path, "a.npy", 2 + RNG.normal(size=(20, 4)))
     with pytest.raises(ValueError, match="expected 4 pixels"):
         load(f"{path}:3x3")
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        load(f"{path}:2x2x1")
     with pytest.raises(ValueError, match="grey levels"):
         load(f"{path}:dequantized")
 

@@ -63,6 +63,20 @@ def test_completions_keep_what_is_seen_and_differ_elsewhere(size):
     assert bool((found[:, 2:, ~mask].std(1) > 0).any(1).all())
 
 
+def test_completions_take_the_models_own_steps(monkeypatch):
+    """A VQVAE resamples in four rounds where others take a hundred sweeps."""
+    model, x, seen = vae(0), rows(), []
+
+    def complete(rows, mask, context, **options):
+        seen.append(options)
+        return rows
+
+    monkeypatch.setattr(model, "complete", complete)
+    completions(model, x, torch.ones(6).bool())
+    completions(model, x, torch.ones(6).bool(), steps=7)
+    assert seen == [{}, {"steps": 7}]
+
+
 def test_a_traversal_moves_one_latent_and_leaves_the_others():
     model, x = affine(), torch.tensor([3.0, 5.0]).double()  # z = (1, 2)
     found = traversals(model, x, span=2.0, steps=5)
@@ -104,6 +118,10 @@ def test_mistakes_are_named():
     model, x = vae(), rows()
     with pytest.raises(ValueError, match="draws >= 1"):
         completions(model, x, torch.ones(6).bool(), draws=0)
+    with pytest.raises(ValueError, match=r"mask to broadcast against x of shape \(4, 6\), got \(5,\)"):
+        completions(model, x, torch.ones(5).bool())
+    with pytest.raises(TypeError, match=r"use mask\.bool\(\)"):
+        completions(model, x, torch.ones(6))
     with pytest.raises(ValueError, match="steps >= 2"):
         traversals(model, x[0], steps=1)
     with pytest.raises(ValueError, match="one row of shape"):

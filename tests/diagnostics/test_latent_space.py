@@ -8,12 +8,12 @@ from cases import contexts, grow
 from pyrodgm.bijectors import Affine
 from pyrodgm.diagnostics import attribute, decode, encode, interpolate, latent_grid, manifold, manipulate, png
 from pyrodgm.latent import VAE
-from pyrodgm.tractable import MADE, Flow, Glow, RealNVP, StandardNormal
+from pyrodgm.tractable import MADE, Flow, Glow, Parametric, RealNVP, StandardNormal
 
 
 def glow():
     torch.manual_seed(0)
-    return grow(Glow((1, 4, 4), 2, 2, [4]), 0.05).double().eval()
+    return grow(Glow((1, 4, 4), 2, scales=2, hidden=[4]), 0.05).double().eval()
 
 
 def pixels(n, seed=0):
@@ -85,7 +85,7 @@ def test_a_vae_and_a_context():
     way = interpolate(vae, x, x.flip(0), 3, context, spherical=False)
     mean = vae.posterior(x, context).mean
     torch.testing.assert_close(way[:, 0], vae.decode(mean, context).mean)
-    flow = grow(RealNVP(3, 2, [8], 2)).double()
+    flow = grow(RealNVP(3, 2, hidden=[8], context=2)).double()
     z = torch.randn(4, 3, dtype=torch.float64)
     torch.testing.assert_close(encode(flow, decode(flow, z, context), context), z)
     middle = interpolate(flow, z, z.flip(0), 3, context, spherical=False)[:, 1]
@@ -94,6 +94,23 @@ def test_a_vae_and_a_context():
     assert manifold(flow, z, 2, context[0]).shape == (2, 2, 3)
     direction = attribute(flow, z, torch.arange(4) < 2, context)
     torch.testing.assert_close(manipulate(flow, z, direction, [0.0], context)[:, 0], z)
+
+
+def test_what_has_no_mean_in_closed_form_is_named():
+    normal, x = Parametric(dist.Normal, 2, 6), (torch.rand(4, 6) > 0.5).float()
+    by_pixels = VAE(StandardNormal(2), MADE(6, [8], context=2), normal)
+    with pytest.raises(TypeError, match=r"likelihood with a mean in closed form, got Auto\w+, .* model\.reconstruct"):
+        interpolate(by_pixels, x, x)
+    by_flow = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 6, 2), RealNVP(2, 2, context=6))
+    with pytest.raises(TypeError, match=r"guide with a mean in closed form, got FlowDistribution"):
+        encode(by_flow, x)
+    assert by_pixels.reconstruct(x).shape == by_flow.reconstruct(x).shape == (4, 6)
+
+
+def test_rows_go_where_the_model_is():
+    flow, x = RealNVP(2, context=3).to("meta"), torch.zeros(4, 2)
+    z = encode(flow, x, torch.zeros(4, 3))
+    assert z.device.type == decode(flow, torch.zeros(4, 2), torch.zeros(4, 3)).device.type == "meta"
 
 
 def test_mistakes_are_named():

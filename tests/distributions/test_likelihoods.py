@@ -53,6 +53,15 @@ def test_discretized_logistic_draws_have_the_probabilities():
         DiscretizedLogistic(torch.zeros(1), torch.ones(1), 5, validate_args=True).log_prob(torch.tensor([0.3]))
 
 
+@pytest.mark.parametrize("levels", [2, 256, 2**16])
+def test_levels_in_float32_are_in_the_support(levels):
+    level = torch.arange(levels, dtype=torch.float32)
+    d = DiscretizedLogistic(torch.tensor(0.5), torch.tensor(0.1), levels)
+    for x in (level / (levels - 1), (level / (levels - 1)).double()):
+        assert bool(d.support.check(x).all())
+        assert not bool(d.support.check(x[:-1] + 0.5 / (levels - 1)).any())
+
+
 FAMILIES = {
     "normal": (dist.Normal, {}, None),
     "normal, fixed": (dist.Normal, {"fixed": {"scale": 0.3}}, None),
@@ -107,7 +116,7 @@ CODE_NETS = {"plain": {}, "direct": {"direct": True}, "linear": {"hidden": []}, 
 def test_made_over_codes_sums_to_one_and_draws_from_it(context, options):
     torch.manual_seed(1)
     options = {"hidden": [12], **options}
-    made = MADE(3, options.pop("hidden"), CategoricalConditional(5), context, **options).double()
+    made = MADE(3, options.pop("hidden"), conditional=CategoricalConditional(5), context=context, **options).double()
     for p in made.parameters():  # so that every code says much about the later ones
         torch.nn.init.normal_(p, std=0.4)
     given = torch.randn(context).double() if context else None
@@ -129,7 +138,7 @@ def test_made_learns_a_code_that_depends_on_another_in_no_order():
     partner = torch.randperm(12)
     first = torch.randint(12, (2000,))
     x = torch.stack((first, partner[first]), 1).float()
-    made = MADE(2, [8], CategoricalConditional(12), direct=True)
+    made = MADE(2, [8], conditional=CategoricalConditional(12), direct=True)
     pyrodgm.fit(made, x, steps=300, batch_size=200, lr=5e-2, progress=False)
     with torch.no_grad():
         surprise = -made.log_prob(torch.stack((torch.arange(12), partner), 1).float()).mean() - math.log(12)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from cases import all_binary, assert_gradients_agree, assert_means_agree, contexts, grow, mean_and_error, pairs
+from patterns import patterns
 from torch import Tensor
 
 import pyrodgm
@@ -46,14 +47,6 @@ def joint_table(model: DeepBoltzmannMachine, x: Tensor, context: Tensor | None =
     each = None if context is None else context.unsqueeze(1)
     many = x.unsqueeze(1).expand(-1, len(h[0]), -1)
     return -model.joint_energy(many, [part.expand(len(x), -1, -1) for part in h], each), h
-
-
-def patterns(n: int = 300) -> Tensor:
-    """Two patterns of eight units and their overlays, with a twentieth of the units flipped."""
-    torch.manual_seed(5)
-    parts = torch.tensor([[1.0, 1, 1, 0, 0, 0, 1, 0], [0.0, 0, 0, 1, 1, 1, 0, 1]])
-    x = (torch.randint(2, (n, 2)).float() @ parts).clamp(max=1)
-    return torch.where(torch.rand_like(x) < 0.05, 1 - x, x).double()
 
 
 @every
@@ -196,7 +189,7 @@ def test_gradient_of_the_objective_is_that_of_the_bound():
 
 
 def test_pretraining_then_joint_training_raise_the_exact_bound():
-    x = patterns()
+    x = patterns(300)
     torch.manual_seed(0)
     start = DeepBoltzmannMachine(8, [6, 4]).double().bound(x, method="exact").mean()
     stack = [layer.double() for layer in DeepBoltzmannMachine.stack(8, [6, 4])]

@@ -1,8 +1,11 @@
 """Deep belief networks: densities, bounds, kernels and training against the enumeration of tiny ones."""
 
+import signal
+
 import pytest
 import torch
 from cases import all_binary, assert_gradients_agree, assert_means_agree, contexts, grow, mean_and_error, pairs
+from patterns import patterns
 from torch import Tensor
 
 import pyrodgm
@@ -37,14 +40,6 @@ def joint_table(model: DeepBeliefNetwork, x: Tensor, context: Tensor | None = No
     many = x.unsqueeze(1).expand(-1, len(h[0]), -1)
     each = None if context is None else context.unsqueeze(1)
     return -model.joint_energy(many, [part.expand(len(x), -1, -1) for part in h], each)
-
-
-def patterns(n: int = 400) -> Tensor:
-    """Two patterns of eight units and their overlays, with a twentieth of the units flipped."""
-    torch.manual_seed(5)
-    parts = torch.tensor([[1.0, 1, 1, 0, 0, 0, 1, 0], [0.0, 0, 0, 1, 1, 1, 0, 1]])
-    x = (torch.randint(2, (n, 2)).float() @ parts).clamp(max=1)
-    return torch.where(torch.rand_like(x) < 0.05, 1 - x, x).double()
 
 
 @every
@@ -104,7 +99,7 @@ def test_units_beyond_the_tied_ones_say_nothing_to_second_order():
 
 def test_training_the_tied_top_raises_the_bound_above_the_lower_machine():
     """The guarantee of greedy training, which other first weights do not have: the same steps end below."""
-    x = patterns()
+    x = patterns(400)
 
     def bound(stack: list[RBM]) -> Tensor:
         """E_q log p(x, h) - log q(h), the sum over all h."""
@@ -214,7 +209,7 @@ def test_gradients_of_up_down(top):
 
 
 def test_greedy_layers_then_up_down_raise_the_likelihood():
-    x = patterns()
+    x = patterns(400)
     torch.manual_seed(0)
     stack = [RBM(8, 5).double(), RBM(5, 4).double()]
     options = {"epochs": 20, "batch_size": 20, "progress": False}
@@ -297,6 +292,29 @@ def test_every_machine_of_a_stack_has_files_of_its_own(tmp_path):
     for name in ("validate", "context"):
         with pytest.raises(ValueError, match=f"no {name}= for a stack"):
             fit_stack([RBM(4, 2)], x, **{name: x}, progress=False)
+
+
+def test_ctrl_c_ends_a_stack_and_the_same_call_goes_on(tmp_path):
+    """No machine is trained on the hidden units of one that is half trained."""
+    x = all_binary((4,)).float()
+    options = {"epochs": 3, "progress": False, "checkpoint": tmp_path / "run"}
+
+    def interrupted(run):
+        if len(run.history) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    def stack():
+        torch.manual_seed(0)
+        return [RBM(4, 3), RBM(3, 2)]
+
+    cut, whole = stack(), stack()
+    before = cut[1].weight.detach().clone()
+    runs = fit_stack(cut, x, callbacks=[interrupted], **options)
+    assert [run.stopped for run in runs] == ["interrupted"]
+    assert torch.equal(cut[1].weight, before)
+    assert len(fit_stack(cut, x, **options)) == 2
+    fit_stack(whole, x, epochs=3, progress=False)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(cut, whole, strict=True))
 
 
 def test_a_tied_stack_is_a_function_of_its_seed():

@@ -32,8 +32,9 @@ def check_joint():
     # p(x | y) p(y) of every class, (50, K)
     together = torch.stack([model.log_prob(x, y.expand(50, -1)) for y in LABELS], -1) + log_z_y - log_z
     torch.testing.assert_close(together.logsumexp(-1), model.marginal().log_prob(x))
-    torch.testing.assert_close(together.log_softmax(-1), model.classify(x).logits)
-    torch.testing.assert_close(model.classify(x).probs, model.net(x).softmax(-1))
+    torch.testing.assert_close(together.log_softmax(-1), model.labels(x).logits)
+    torch.testing.assert_close(model.classify(x), model.net(x).softmax(-1))
+    assert not model.classify(x).requires_grad
 
 
 def test_joint():
@@ -87,6 +88,14 @@ def test_objective():
     check_objective()
 
 
+def test_the_score_is_named_by_what_it_is_of_each_model():
+    objective = JointLikelihood(ReplayDivergence(k=2, capacity=8))
+    names = {K: "cross-entropy", 0: "exact negative log-likelihood"}
+    for context in (K, 0, K):
+        objective.check(joint(context))
+        assert objective.held_out_name == names[context]
+
+
 def test_unlabelled_rows_take_part_in_the_marginal_alone():
     model = joint()
     x, y = torch.randn(4, 2, dtype=torch.float64), LABELS[[0, 1, 2, 2]]
@@ -99,7 +108,7 @@ def test_unlabelled_rows_take_part_in_the_marginal_alone():
     alone = loss(model.marginal(), None)
     torch.testing.assert_close(loss(model, torch.zeros_like(y)), alone)
     torch.testing.assert_close(loss(model, y), alone + objective.held_out(model, x, y))
-    expected = -(model.classify(x).logits * y).sum(-1).mean()
+    expected = -(model.labels(x).logits * y).sum(-1).mean()
     torch.testing.assert_close(objective.held_out(model, x, y), expected)
 
 

@@ -107,7 +107,7 @@ def test_log_partition(conditional):
 
 def test_log_partition_with_a_flow_as_base():
     torch.manual_seed(1)
-    check_log_partition(base=grow(RealNVP(2, 2, [8]), 0.1).double())
+    check_log_partition(base=grow(RealNVP(2, 2, hidden=[8]), 0.1).double())
 
 
 @pytest.mark.parametrize("way", ["ais", "importance", "proposal"])

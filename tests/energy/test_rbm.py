@@ -4,12 +4,15 @@ import copy
 import math
 import pickle
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from cases import assert_errors_are_the_spread
-from torch import Tensor
+from cases import assert_errors_are_the_spread, assert_gradients_agree
+from pyro import poutine
+from torch import Tensor, nn
 
-from pyrodgm.energy import RBM
+from pyrodgm.energy import RBM, BoltzmannMachine
 from pyrodgm.energy import bipartite as module
 
 
@@ -133,6 +136,40 @@ def test_samples_follow_the_enumerated_probabilities() -> None:
     count = (x.unsqueeze(1) == states(4)).all(-1).sum(0)
     chi2 = ((count - 5000 * expected).square() / (5000 * expected)).sum()
     assert chi2 < 15 + 5 * math.sqrt(30)  # 15 degrees of freedom, five standard deviations
+
+
+@pytest.mark.parametrize("name", ["rbm", "boltzmann"])
+def test_gradient_in_a_program_with_a_learned_context_and_a_scaled_plate(name: str) -> None:
+    """A network makes the contexts, which have a likelihood of their own, and four rows stand for ten."""
+    machine = RBM(4, 2, context=2) if name == "rbm" else BoltzmannMachine(3, hidden=1, context=2)
+    machine = machine.double().train()
+    with torch.no_grad():
+        for parameter in machine.parameters():
+            parameter.normal_(0, 0.5)
+    machine.negative_steps = 30  # so many that the negatives are of the model itself
+    net = nn.Linear(3, 2).double()
+    features, y = torch.randn(4, 3).double(), torch.randn(4).double()
+    x = states(machine.event_shape[0])[torch.tensor([1, 4, 6, 7])]
+
+    def program(x: Tensor, features: Tensor, y: Tensor, rows: int) -> None:
+        with pyro.plate("rows", rows, subsample=torch.arange(len(x))):
+            context = net(features)
+            pyro.sample("x", machine.condition(context), obs=x)
+            pyro.sample("y", dist.Normal(context.sum(-1), 1.0), obs=y)
+
+    parameters = [*machine.parameters(), *net.parameters()]
+
+    def flat(loss: Tensor) -> Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    context = net(features)
+    log_prob = machine.log_prob(x, context) + dist.Normal(context.sum(-1), 1.0).log_prob(y)
+    exact, copies, found = flat(10 / 4 * log_prob.sum()), 300, []
+    for _ in range(40):
+        many = [v.repeat(copies, *[1] * (v.dim() - 1)) for v in (x, features, y)]
+        trace = poutine.trace(program).get_trace(*many, 10 * copies)
+        found.append(flat(trace.log_prob_sum() / copies))
+    assert_gradients_agree(torch.stack(found), exact)
 
 
 def test_start_has_the_visible_biases() -> None:

@@ -44,13 +44,16 @@ def revived(rank):
 
 
 def normalised():
-    return Flow(StandardNormal(2), [AffineCoupling(2, 0, [8]), BatchNorm(2)]), MaximumLikelihood()
+    return Flow(StandardNormal(2), [AffineCoupling(2, hidden=[8]), BatchNorm(2)]), MaximumLikelihood()
 
 
 CASES = {
     "RealNVP": (lambda: (RealNVP(features=2), MaximumLikelihood()), reals),
     "MADE": (lambda: (MADE(6, [8]), MaximumLikelihood()), bits),
-    "Glow": (lambda: (Glow(2, 2, 1, [8]), MaximumLikelihood()), reals),  # its actnorms start from a share of the rows
+    "Glow": (
+        lambda: (Glow(2, 2, scales=1, hidden=[8]), MaximumLikelihood()),
+        reals,
+    ),  # its actnorms start from a share of the rows
     "batch norm": (normalised, reals),  # statistics of their own in each process till an epoch ends
     "VAE": (lambda: (VAE.mlp(6, 2, [8]), ELBO()), bits),
     "VQVAE": (quantized, bits),  # a codebook by averages over the batch

@@ -197,6 +197,23 @@ def test_a_chain_posterior() -> None:
     assert abs(draws.mean() - (weight * grid).sum()) < 4.5 * error
 
 
+def test_deterministic_sites_that_know_no_summed_value_are_kept() -> None:
+    def program() -> None:
+        mu = pyro.sample("mu", dist.Normal(zeros(), 1.0))
+        pyro.deterministic("twice", 2 * mu)
+        with pyro.plate("rows", 2):
+            coin = pyro.sample("coin", dist.Bernoulli(torch.tensor(0.3, dtype=D)))
+            pyro.deterministic("chosen", mu * coin)
+            x = pyro.sample("x", dist.Normal(mu + coin, 1.0))
+            pyro.deterministic("of a free site", x.square())
+            pyro.sample("y", dist.Normal(x, 1.0), obs=Y[:2])
+
+    posterior = pyrodgm.mcmc(program, NUTS(), chains=2, warmup=5, draws=4, compile=False, progress=False)
+    assert set(posterior.samples) == {"mu", "x", "twice", "of a free site"}
+    torch.testing.assert_close(posterior["twice"], 2 * posterior["mu"])
+    torch.testing.assert_close(posterior["of a free site"], posterior["x"].square())
+
+
 def test_sums_that_are_exponential_are_refused() -> None:
     def program() -> None:
         a, b = pyro.plate("a", 2, dim=-2), pyro.plate("b", 3, dim=-1)

@@ -12,6 +12,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from pyro.infer import Trace_ELBO
 from torch import nn
 
@@ -22,7 +24,7 @@ from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.implicit import GAN
 from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, ProdLDA
-from pyrodgm.objectives import Adversarial, MaximumLikelihood
+from pyrodgm.objectives import Adversarial, MaximumLikelihood, ReverseKL
 from pyrodgm.traces import sample_sites
 from pyrodgm.tractable import MADE, Flow, Mixture, Parametric, RealNVP, StandardNormal
 
@@ -449,6 +451,35 @@ def test_losses_that_wait_on_a_device_still_stop_the_run_in_time(monkeypatch):
         fit(model, reals(32 * 12), Breaking(), epochs=2)
     assert len(good) >= 12
     assert torch.equal(flat(model), good[4])
+
+
+def test_an_error_of_the_program_is_not_told_as_a_loss_that_is_not_finite():
+    """A last batch of one row under a batch norm: a smaller lr would not help."""
+    vae = VAE.mlp(6, 2, [8])
+    encoder = next(m for m in vae.guide.modules() if isinstance(m, nn.Sequential))
+    encoder[1] = nn.Sequential(nn.BatchNorm1d(8), encoder[1])
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fit(vae, bits(33), epochs=1)
+
+
+def test_whole_numbers_may_be_floats():
+    runs = [fit(RealNVP(2), reals(), batch_size=size, seed=size // 32, epochs=size // 16) for size in (32.0, 32)]
+    assert [len(run.history) for run in runs] == [2, 2]
+    run = fit(RealNVP(2), None, ReverseKL(lambda x: -x.square().sum(-1)), batch_size=8.0, epochs=1.0)
+    assert run.stopped == "finished"
+
+
+def test_gradients_of_scaled_losses_are_clipped(monkeypatch):
+    """A fused optimiser would undo the scale itself, after the clipping: Lightning refuses it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    mixed = MixedPrecision("16-mixed", "cpu", scaler)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=mixed)
+    monkeypatch.setattr(sys.modules["pyrodgm.engine.fit"], "make_fabric", lambda *_: fabric)
+    model = Parametric(dist.Normal, 2)
+    before = flat(model)
+    fit(model, reals() * 1e3, steps=6, clip=0.5, optimizer=lambda ps: torch.optim.SGD(ps, lr=1.0, fused=True))
+    assert 0 < (flat(model) - before).norm() <= 6 * 0.5 + 1e-4
+    fit(VAE.mlp(6, 2, [8]), bits(), steps=6, clip=0.5)  # the default optimiser is a fused one
 
 
 @pytest.mark.parametrize(

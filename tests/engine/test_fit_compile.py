@@ -127,6 +127,6 @@ class _InnerGradient(MaximumLikelihood):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # by torch, of itself, at its first compiling
 def test_a_graph_with_other_gradients_is_refused():
     torch.manual_seed(0)
-    model = grow(RealNVP(2, 2, [8]))
+    model = grow(RealNVP(2, 2, hidden=[8]))
     with pytest.warns(UserWarning, match="% off in the traced graph"):
         pyrodgm.fit(model, torch.randn(64, 2), _InnerGradient(), steps=3, batch_size=32, compile=True, progress=False)

@@ -8,9 +8,11 @@ import pytest
 import scipy.sparse
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -144,6 +146,36 @@ def test_a_loaders_own_generator_is_left_as_it_was():
     assert torch.equal(before, generator.get_state())
 
 
+@pytest.mark.parametrize("where", ["sampler", "batch sampler"])
+def test_the_order_of_a_sampler_with_its_own_generator_comes_again(where):
+    generator = torch.Generator().manual_seed(9)
+    data = TensorDataset(torch.as_tensor(real()))
+    sampler = RandomSampler(data, generator=generator)
+    by = {"batch_sampler": BatchSampler(sampler, 4, False)}
+    if where == "sampler":
+        by = {"sampler": sampler, "batch_size": 4}
+    before = generator.get_state()
+    batches = as_batches(RealNVP(features=2), DataLoader(data, **by), None, 4, CPU)
+    first, again, other = (torch.cat([x for x, _ in batches.epoch(0, epoch)]) for epoch in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, generator.get_state())
+
+
+def test_a_dataset_is_checked_in_batches_of_the_run():
+    """A batch of 1024 need not fit where the user's does."""
+
+    class Counted(Rows):
+        read = 0
+
+        def __getitems__(self, index):
+            Counted.read = max(Counted.read, len(index))
+            return [self[i] for i in index]
+
+    as_batches(RealNVP(features=2), Counted(np.zeros((50, 2))), None, 8, CPU)
+    assert Counted.read == 8
+
+
 class Pairs(MaximumLikelihood):
     """Keeps each row that it sees beside its context."""
 
@@ -255,9 +287,17 @@ def test_sparse_rows_are_refused_with_the_way_in(data):
 def test_arrays_that_torch_cannot_share_are_copied():
     frozen, x = real(np.float32), real(np.float32)
     frozen.flags.writeable = False
-    for data in (frozen, np.ascontiguousarray(x[::-1])[::-1]):
+    for data in (frozen, np.ascontiguousarray(x[::-1])[::-1], x.astype(">f4"), x.astype("<f4")):
         rows, _ = as_rows(RealNVP(features=2), data)
         torch.testing.assert_close(rows, torch.from_numpy(x))
+
+
+def test_what_is_masked_is_no_number():
+    x = np.ma.masked_array(real(), mask=False)
+    assert torch.equal(as_rows(RealNVP(features=2), x)[0], as_rows(RealNVP(features=2), real())[0])
+    x[3, 1] = np.ma.masked
+    with pytest.raises(ValueError, match="data without masked values; impute them"):
+        fit(RealNVP(features=2), x)
 
 
 def test_data_of_another_kind_are_refused():

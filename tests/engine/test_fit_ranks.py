@@ -1,8 +1,10 @@
 """Several processes: one run, whose losses are means over the global batch."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -97,6 +99,32 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(ranks):
     folder, _ = ranks
     with pytest.raises(pyrodgm.CheckpointError, match="processes=2, this run has processes=1"):
         train("MADE", 9, 1, folder)
+
+
+def test_ctrl_c_ends_spawned_processes_well(tmp_path):
+    """All of them hear it, the one that waits included: it must live to hand the run over."""
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        "import torch, pyrodgm\n"
+        "from pyrodgm.tractable import RealNVP\n"
+        "if __name__ == '__main__':\n"
+        "    options = dict(epochs=10**6, batch_size=16, device='cpu', progress=False, csv='run.csv')\n"
+        "    run = pyrodgm.fit(RealNVP(2), torch.randn(64, 2), devices=2, strategy='ddp_spawn', **options)\n"
+        "    print(run.stopped, len(run.history) > 0, flush=True)\n"
+    )
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True
+    ) as process:
+        try:
+            until = time.monotonic() + 200
+            while not (tmp_path / "run.csv").exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.communicate(timeout=60)[0] == "interrupted True\n"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_spawned_processes_train_the_callers_model(tmp_path):

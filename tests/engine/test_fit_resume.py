@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+import time
 
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyrodgm
-from pyrodgm import CheckpointError
+from pyrodgm import CheckpointError, latent
 from pyrodgm.files import write_atomically
+from pyrodgm.objectives import ELBO
 from pyrodgm.tractable import RealNVP
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -69,7 +73,7 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     [
         ({"weights": torch.zeros(2)}, "not written by pyrodgm.fit"),
         ({"format": "pyrodgm-checkpoint", "version": 99}, "version 99"),
-        ({"format": "pyrodgm-checkpoint", "version": 3, "fingerprint": "x"}, "another run"),
+        ({"format": "pyrodgm-checkpoint", "version": 4, "fingerprint": "x"}, "another run"),
         (b"", "damaged"),
     ],
 )
@@ -102,6 +106,90 @@ def test_another_model_objective_optimiser_schedule_seed_or_batch_size_is_refuse
         pyrodgm.fit(model[0], CASES[VAE][1](), model[1], steps=13, batch_size=32, checkpoint=tmp_path, progress=False)
 
 
+def test_another_learning_rate_objective_or_data_is_refused_and_the_same_goes_on(tmp_path):
+    """Each would be passed over without a word: the optimiser's state has its own rate, and a finished run its end."""
+    x, context = torch.randn(40, 2), torch.randn(40, 3)
+
+    def run(rows=x, epochs=2, beta=1.0, **options):
+        vae = latent.VAE.mlp(2, 2, [4], family=dist.Normal)
+        options = {"lr": 1e-3, "batch_size": 10, "checkpoint": tmp_path, "progress": False} | options
+        return pyrodgm.fit(vae, rows, ELBO(beta=beta), epochs=epochs, **options)
+
+    fold = torch.cat((x[:10], x[20:30], x[10:20], x[30:]))  # equal in size, in its ends and in its sum
+    run(validate=x[:5])
+    for options, told in (
+        ({"lr": 1e-4}, "model.lr=0.001, this run has model.lr=0.0001"),
+        ({"lr": 1e-4, "epochs": 4}, "model.lr=0.001, this run has model.lr=0.0001"),
+        ({"beta": 0.5, "epochs": 4}, "objective.beta=1.0, this run has objective.beta=0.5"),
+        ({"rows": x[:30]}, "rows of data=40, this run has rows of data=30"),
+        ({"rows": fold}, "digest of data="),
+        ({"validate": x[5:10]}, "digest of held-out data="),
+    ):
+        with pytest.raises(CheckpointError, match=f"{told}.*folder of its own, or pass resume=False"):
+            run(**options)
+    assert run(validate=x[:5]).timings["steps"] == 8
+    assert run(rows=x.numpy(), epochs=3, validate=x[:5]).timings["steps"] == 12
+    assert run(epochs=4, batch_size=20).timings["steps"] == 14
+
+    def halved(optimizer, total):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5)
+
+    def conditional(context, epochs, lr):
+        options = {"batch_size": 10, "checkpoint": tmp_path / "flow", "progress": False, "lr_schedule": halved}
+        return pyrodgm.fit(RealNVP(2, context=3), (x, context), epochs=epochs, lr=lr, **options)
+
+    conditional(context, 2, 1e-3)
+    with pytest.raises(CheckpointError, match=r"model.lr=0.001, this run has model.lr=0.01"):
+        conditional(context, 4, 1e-2)
+    with pytest.raises(CheckpointError, match="digest of data="):
+        conditional(context.flip(0), 4, 1e-3)
+    assert conditional(context, 4, 1e-3).timings["steps"] == 16
+
+
+def test_numbers_of_numpy_are_written_as_plain_ones(tmp_path):
+    options = {"lr": np.logspace(-3, -2, 2)[0], "seed": np.int64(3), "batch_size": np.int64(20), "progress": False}
+    x = torch.randn(40, 2)
+    pyrodgm.fit(RealNVP(2), x, epochs=2, checkpoint=tmp_path / "own", **options)
+    torch.load(newest(tmp_path / "own"), weights_only=True)
+    assert pyrodgm.fit(RealNVP(2), x, epochs=3, checkpoint=tmp_path / "own", **options).timings["steps"] == 6
+    options["optimizer"] = lambda ps: torch.optim.SGD(ps, lr=np.float64(0.01), momentum=np.float32(0.5))
+    for epochs in (1, 2):
+        pyrodgm.fit(RealNVP(2), x, epochs=epochs, checkpoint=tmp_path / "given", **options)
+
+
+def test_without_held_out_rows_the_further_training_stays(tmp_path):
+    """The best state of the rows that picked it before is not what the longer run ends with."""
+    x = torch.randn(40, 2)
+    options = {"batch_size": 20, "checkpoint": tmp_path, "progress": False}
+    first = pyrodgm.fit(RealNVP(2), x, epochs=2, validate=x[:10], **options)
+    model = RealNVP(2)
+    run = pyrodgm.fit(model, x, epochs=4, **options)
+    assert run.best is None
+    last = torch.load(newest(tmp_path), weights_only=True)["model"]
+    assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
+    assert not all(torch.equal(v, last[k]) for k, v in first.model.state_dict().items())
+
+
+def test_a_model_in_double_precision_goes_on_in_the_same_process(tmp_path):
+    model, x = RealNVP(2), torch.randn(40, 2)
+    for epochs, steps in ((1, 2), (2, 4)):
+        options = {"batch_size": 20, "checkpoint": tmp_path, "progress": False, "precision": "64-true"}
+        assert pyrodgm.fit(model, x, epochs=epochs, **options).timings["steps"] == steps
+
+
+def test_a_callback_that_raises_costs_no_epoch(tmp_path):
+    def breaks(run):
+        raise KeyError(len(run.history))
+
+    x = torch.randn(40, 2)
+    options = {"batch_size": 10, "checkpoint": tmp_path, "progress": False}
+    for epoch in (1, 2):
+        with pytest.raises(KeyError, match=str(epoch)):
+            pyrodgm.fit(RealNVP(2), x, epochs=3, callbacks=[breaks], **options)
+    run = pyrodgm.fit(RealNVP(2), x, epochs=3, **options)
+    assert [row["step"] for row in run.history] == [4, 8, 12]
+
+
 def test_starting_over_drops_the_old_run(tmp_path):
     train(VAE, tmp_path, steps=13)
     train(VAE, tmp_path, steps=3, resume=False)
@@ -109,11 +197,15 @@ def test_starting_over_drops_the_old_run(tmp_path):
     assert train(VAE, tmp_path, steps=3).timings["steps"] == 3
 
 
-def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path):
+def test_what_a_killed_writer_left_is_ignored_and_removed_and_what_another_writes_is_not(tmp_path):
     train(VAE, tmp_path, steps=3)
-    (tmp_path / ".writing-123-step-0000000009.pt").write_bytes(b"half")
+    for pid, age in ((123, 3600), (124, 0)):
+        part = tmp_path / f".writing-{pid}-step-0000000009.pt"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
     assert train(VAE, tmp_path, steps=3).timings["steps"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000000002.pt", "step-0000000003.pt"]
+    kept = [".writing-124-step-0000000009.pt", "step-0000000002.pt", "step-0000000003.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

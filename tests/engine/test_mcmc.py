@@ -509,13 +509,53 @@ def test_what_kernels_fuse_is_what_they_compute(compile: bool) -> None:
 
 @pytest.mark.parametrize(
     "kernel",
-    [HMC(), HMC(metric=LowRank(1)), ChEES(), NUTS(), MEADS()],
-    ids=["HMC", "HMC low-rank", "ChEES", "NUTS", "MEADS"],
+    [
+        HMC(),
+        HMC(metric=LowRank(1)),
+        HMC(metric=Dense(t(5.0, -0.5, -0.5, 4.0).reshape(2, 2).inverse())),  # column by column
+        ChEES(),
+        NUTS(),
+        MEADS(),
+    ],
+    ids=["HMC", "HMC low-rank", "HMC dense", "ChEES", "NUTS", "MEADS"],
 )
 def test_compiled_kernels_find_the_posterior(kernel: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         check_conjugate(kernel, compile=True)
+
+
+def test_compiled_chains_move_where_single_latents_meet_double_data() -> None:
+    def program(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # inductor's own
+        mu = pyrodgm.mcmc(program, MEADS(), Y, chains=64, warmup=60, draws=60, progress=False)["mu"]
+    assert mu.dtype == torch.float32
+    assert_mean(mu, Y.sum() / (len(Y) + 0.25))
+    assert_mean(mu.square(), (Y.sum() / (len(Y) + 0.25)).square() + 1 / (len(Y) + 0.25))
+
+
+def test_a_short_warm_up_of_many_chains_finds_the_length() -> None:
+    """Trajectories that start at one small step grow by a fortieth a move at most: too slow for chains far out."""
+
+    def mixture(y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Beta(2.0, 2.0))
+        low = pyro.sample("low", dist.Normal(-2.0, 1.0))
+        gap = pyro.sample("gap", dist.LogNormal(1.0, 0.5))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("rows", len(y)):
+            label = pyro.sample("label", dist.Bernoulli(weight))
+            pyro.sample("y", dist.Normal(low + gap * label, scale), obs=y)
+
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(5))
+    y = torch.where(torch.arange(100) < 33, -1.5, 1.5) + 0.7 * noise
+    posterior = pyrodgm.mcmc(mixture, ChEES(), y, chains=256, warmup=120, draws=30, seed=1, **QUIET)
+    with many_chains():
+        assert max(float(az.rhat(posterior[site].double().numpy())) for site in posterior.samples) < 1.1
 
 
 def masked(y: Tensor, seen: Tensor) -> None:

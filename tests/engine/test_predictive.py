@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import arviz as az
 import pyro
@@ -17,6 +17,7 @@ from pyro.infer.reparam import LocScaleReparam, NeuTraReparam, TransformReparam
 from torch import Tensor, nn
 
 import pyrodgm
+from pyrodgm.energy import RBM
 from pyrodgm.engine import Posterior, predictive, smc
 from pyrodgm.kernels import HMC, SGLD, RandomWalk
 
@@ -96,6 +97,53 @@ def test_factors_are_no_data() -> None:
     for group in ("log_likelihood", "posterior_predictive", "observed_data"):
         assert list(data[group]) == ["y"]
     leave_one_out(data)
+
+
+def test_data_scored_by_an_energy_have_no_likelihood() -> None:
+    rbm = RBM(4, 2).double().eval()
+    rbm.sample_steps = 2
+
+    def program() -> None:
+        pyro.sample("mu", dist.Normal(t(0.0), 1.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("x", rbm.condition(), obs=torch.ones(3, 4, dtype=D))
+
+    posterior = pyrodgm.mcmc(program, HMC(0.4), chains=2, warmup=3, draws=3, **QUIET)
+    with pytest.raises(ValueError, match="for the likelihood, got 'x' known up to its log Z"):
+        posterior.log_likelihood()
+    groups = set(posterior.to_arviz(prior_draws=2).groups())
+    assert groups == {"posterior", "sample_stats", "posterior_predictive", "prior", "observed_data"}
+    with pytest.raises(ValueError, match="for the evidence, got 'x' known up to its log Z"):
+        smc(program, particles=4, runs=2, progress=False)
+
+
+class Scored(dist.TorchDistribution):
+    """A likelihood with a log_prob alone."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        super().__init__(loc.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -(value - self.loc).square() / 2
+
+
+def test_data_that_cannot_be_drawn_are_named() -> None:
+    def program() -> None:
+        mu = pyro.sample("mu", dist.Normal(t(0.0), 1.0))
+        pyro.sample("y", Scored(mu), obs=t(1.0))
+
+    posterior = pyrodgm.mcmc(program, HMC(0.4), chains=2, warmup=3, draws=3, **QUIET)
+    for draw in (posterior.prior, posterior.posterior_predictive):
+        with pytest.raises(NotImplementedError, match="'y' of Scored, which has a log_prob alone"):
+            draw()
+    with pytest.warns(UserWarning, match="left out the group") as caught:
+        groups = set(posterior.to_arviz().groups())
+    assert len(caught) == 2
+    assert groups == {"posterior", "sample_stats", "log_likelihood", "observed_data"}
 
 
 def test_the_prior_knows_nothing_of_the_data() -> None:
@@ -206,8 +254,14 @@ def test_priors_that_underflow_where_they_are_drawn(tmp_path: Any) -> None:
             pyro.sample("y", dist.Normal(0.0, scale), obs=y)
 
     for seed in range(5):
-        folder = tmp_path / str(seed)
-        pyrodgm.mcmc(program, HMC(), Y, chains=2, warmup=3, draws=2, seed=seed, store=folder, **QUIET)
+        options = {"chains": 2, "warmup": 3, "draws": 2, "seed": seed, "store": tmp_path / str(seed), **QUIET}
+        posterior = pyrodgm.mcmc(program, HMC(), Y, **options)
+        scale = posterior["log_scale"].exp()
+        assert bool((scale > 0).all() & scale.isfinite().all())
+        assert bool(posterior.sample_stats["lp"].isfinite().all())
+        assert torch.equal(
+            pyrodgm.mcmc(program, HMC(), Y, **options)["log_scale"], posterior["log_scale"]
+        )  # the store's
 
 
 def missing(y: Tensor, seen: Tensor) -> None:

@@ -10,8 +10,21 @@ import torch
 from cases import assert_means_agree, mean_and_error
 from torch import Tensor
 
+from pyrodgm.energy import RBM, NeuralEnergy
 from pyrodgm.engine import smc
-from pyrodgm.kernels import HMC, MALA, MEADS, NUTS, Kernel, RandomWalk, sequential_monte_carlo, systematic_resample
+from pyrodgm.kernels import (
+    HMC,
+    MALA,
+    MEADS,
+    NUTS,
+    SGHMC,
+    SGLD,
+    Kernel,
+    ParallelTempering,
+    RandomWalk,
+    sequential_monte_carlo,
+    systematic_resample,
+)
 
 D = torch.float64
 Y = torch.tensor([0.3, 1.9, 1.1, 2.2, 0.8, -0.7, 1.4], dtype=D)
@@ -180,7 +193,56 @@ def test_particles_of_no_probability_are_left_out() -> None:
     assert (found.positions > 0).all()
 
 
+def test_an_energy_as_prior_needs_no_normaliser() -> None:
+    """Its log Z is in the first particles and in the last alike; here the energy is that of N(0, 1) and a constant."""
+    prior = NeuralEnergy.mlp(1, [4]).double().requires_grad_(False).eval()
+    prior.sample_steps = 1
+    for p, value in zip(prior.net.parameters(), (0.0, 3.0, 1.0), strict=True):
+        p.fill_(value)
+
+    def program() -> None:
+        z = pyro.sample("z", prior.condition())
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=torch.ones(1, dtype=D))
+
+    found = smc(program, particles=60, runs=6, seed=1, progress=False)
+    exact = dist.Normal(0.0, 2**0.5).log_prob(t(1.0)).item()
+    assert abs(found.log_z - exact) < 4.5 * found.standard_error
+
+
+def test_the_posterior_knows_its_kernel_and_device(capfd: pytest.CaptureFixture[str]) -> None:
+    found = smc(conjugate, Y, particles=10, runs=2, moves=1, device="cpu", progress=False)
+    assert isinstance(found.posterior.kernel, HMC)
+    assert found.posterior.device == torch.device("cpu")
+    assert capfd.readouterr().err == ""
+    smc(conjugate, Y, particles=10, runs=2, moves=1)
+    assert "2/2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (ParallelTempering(HMC(), 2), "for SMC, got ParallelTempering"),
+        (SGHMC(0.1), "for SMC, got SGHMC"),
+        (SGLD(0.1), "accepts by energies for SMC, got SGLD"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_kernels_that_move_no_particles_rightly_are_refused(kernel: Kernel, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        smc(conjugate, Y, kernel=kernel, particles=5, runs=2, progress=False)
+
+
+def test_data_that_no_particle_explains_are_refused() -> None:
+    def nowhere(x: Tensor) -> Tensor:
+        return torch.full(x.shape[:1], math.inf, dtype=D)
+
+    with pytest.raises(ValueError, match="finite energy, got none among 5"):
+        sequential_monte_carlo(reference, nowhere, torch.randn(2, 5, 1, dtype=D), HMC())
+
+
 def test_mistakes_are_named() -> None:
+    with pytest.raises(TypeError, match="log_partition"):
+        smc(RBM(4, 2), progress=False)
     with pytest.raises(ValueError, match="runs >= 2"):
         smc(conjugate, Y, runs=1)
     with pytest.raises(ValueError, match="two each at least"):

@@ -10,8 +10,23 @@ from pyro.contrib.autoname import scope
 from torch import Tensor
 
 import pyrodgm
+from pyrodgm.energy import RBM
 from pyrodgm.engine import Posterior
-from pyrodgm.kernels import HMC, MALA, NUTS, Kernel, ParallelTempering, RandomWalk
+from pyrodgm.kernels import (
+    HMC,
+    MALA,
+    MEADS,
+    NUTS,
+    SGHMC,
+    SGLD,
+    ChEES,
+    Dense,
+    GibbsWithGradients,
+    Kernel,
+    LowRank,
+    ParallelTempering,
+    RandomWalk,
+)
 
 D = torch.float64
 Y = torch.tensor([0.3, 1.9, 1.1, 2.2], dtype=D)
@@ -40,6 +55,8 @@ def test_sites_with_slashes_are_kept(tmp_path: Any) -> None:
 
     tree = xarray.open_datatree(tmp_path / "draws.zarr", engine="zarr", consolidated=False)
     assert tree["posterior"]["a.mu"].shape == (3, 8, 2)
+    alone = xarray.open_zarr(tmp_path / "draws.zarr", group="posterior", consolidated=False)
+    assert torch.equal(torch.from_numpy(alone["a.mu"].values[:, :6]), plain["a/mu"])
 
 
 def test_names_that_would_be_one_array_are_refused(tmp_path: Any) -> None:
@@ -49,6 +66,53 @@ def test_names_that_would_be_one_array_are_refused(tmp_path: Any) -> None:
 
     with pytest.raises(ValueError, match="rename one"):
         run(both, tmp_path)
+
+    def coordinate(y: Tensor) -> None:
+        pyro.sample("chain", dist.Normal(y.sum(), 1.0))
+
+    with pytest.raises(ValueError, match="got 'chain'; rename it"):
+        run(coordinate, tmp_path / "coordinate")
+
+
+def test_another_device_is_another_run(tmp_path: Any) -> None:
+    run(program, tmp_path)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**saved, "device": "cuda"}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="pass device='cuda', or choose another folder"):
+        run(program, tmp_path, draws=8)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        MEADS(),
+        ChEES(),
+        HMC(metric=Dense()),
+        HMC(metric=LowRank(1)),
+        SGLD(0.1),
+        SGHMC(0.1),
+        ParallelTempering(RandomWalk(0.5), 3, 0.3),
+    ],
+    ids=lambda k: type(k).__name__,
+)
+def test_runs_go_on_bit_exactly(kernel: Kernel, tmp_path: Any) -> None:
+    options: dict[str, Any] = {"chains": 10, "warmup": 25}
+    whole = pyrodgm.mcmc(program, kernel, Y, draws=9, compile=False, progress=False, **options)
+    run(program, tmp_path, kernel, draws=4, **options)
+    resumed = run(program, tmp_path, kernel, draws=9, **options)
+    assert torch.equal(resumed["mu"], whole["mu"])
+    for name, values in whole.sample_stats.items():
+        assert torch.equal(resumed.sample_stats[name], values)
+
+
+def test_runs_of_machines_go_on(tmp_path: Any) -> None:
+    rbm = RBM(5, 3)
+    options: dict[str, Any] = {"chains": 3, "warmup": 2, "compile": False, "progress": False}
+    for i, kernel in enumerate((GibbsWithGradients(), ParallelTempering(GibbsWithGradients(), 3, 0.2, scaled=False))):
+        whole = pyrodgm.mcmc(rbm, kernel, draws=9, **options)
+        for draws in (4, 9):
+            found = pyrodgm.mcmc(rbm, kernel, draws=draws, store=tmp_path / str(i), **options)
+        assert torch.equal(found["x"], whole["x"])
 
 
 def test_fewer_draws_than_there_are(tmp_path: Any) -> None:
@@ -62,7 +126,15 @@ def test_fewer_draws_than_there_are(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     "kernel",
-    [HMC(0.4), NUTS(0.4), MALA(0.3), RandomWalk(0.3), ParallelTempering(HMC(step_size=0.4), 3, 0.3)],
+    [
+        HMC(0.4),
+        NUTS(0.4),
+        MALA(0.3),
+        RandomWalk(0.3),
+        ParallelTempering(HMC(step_size=0.4), 3, 0.3),
+        SGLD(0.1),
+        SGHMC(0.1),
+    ],
     ids=lambda k: type(k).__name__,
 )
 def test_another_density_is_another_run(kernel: Kernel, tmp_path: Any) -> None:

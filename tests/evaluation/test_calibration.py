@@ -201,13 +201,13 @@ def test_khat_of_a_right_guide_and_of_a_wide_one() -> None:
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum().item()
     exact = guide_fit(conditioned, guide(), x, particles=200)
     assert exact.khat < 0.7
-    assert exact.log_evidence == pytest.approx(evidence)
+    assert exact.log_z == pytest.approx(evidence)
     assert exact.effective == pytest.approx(200)
     wide = guide_fit(conditioned, guide(2.5), x, particles=1000)
     assert wide.khat < 0.7  # weights are bounded
     assert wide.effective < 400
     error = (1 / wide.effective - 1 / 1000) ** 0.5
-    assert abs(wide.log_evidence - evidence) < 5 * error
+    assert abs(wide.log_z - evidence) < 5 * error
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(0.3, 0.0), (1.0, 4.0)])
@@ -215,7 +215,54 @@ def test_khat_exposes_a_narrow_and_a_shifted_guide(scale: float, shift: float) -
     x = torch.tensor([0.7, -0.4], dtype=D)
     fit = guide_fit(conditioned, guide(scale, shift), x, particles=1000)
     assert fit.khat > 0.7
-    assert fit.elbo < fit.log_evidence
+    assert fit.elbo < fit.log_z
+
+
+def test_the_rows_of_a_context_are_the_simulations() -> None:
+    """However many `simulations` says: 50 rows make more than one bin of 60 ranks, 12 rows none of 99."""
+    assert latent_calibration(_Shifted(True), torch.randn(50, 2), simulations=1, draws=59).simulations == 50
+    with pytest.raises(ValueError, match="divisor of 2 to 2, got draws=98"):
+        latent_calibration(_Shifted(True), torch.randn(12, 2), draws=98)
+
+
+def test_kolmogorov_is_the_gap_of_the_ecdf() -> None:
+    """By the ranks themselves, one by one; and for as many as have no room beside every rank that there is."""
+    ranks = torch.randint(12, (500, 3)) * torch.tensor([1, 0, 1]) // torch.tensor([1, 1, 2])
+    found = Calibration({"z": ranks}, draws=11).kolmogorov()["z"]
+    for d in range(3):
+        gap = max(abs((ranks[:, d] <= r).double().mean().item() - (r + 1) / 12) for r in range(12))
+        t = gap * math.sqrt(500)
+        p = 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * t * t) for k in range(1, 101))
+        assert found[d].item() == pytest.approx(min(1.0, p), abs=1e-12)
+    many = torch.arange(20_000).remainder(1000).unsqueeze(-1).expand(-1, 100)  # 16 GB beside each of 1000 ranks
+    assert bool((Calibration({"z": many}, draws=999).kolmogorov()["z"] == 1).all())
+
+
+class _Module(torch.nn.Module):
+    """z ~ N(0, I), x ~ N(z, I), as a module."""
+
+    def forward(self) -> None:
+        program()
+
+
+def test_the_sampler_sees_the_program_in_eval_mode_and_may_take_gradients() -> None:
+    module, seen = _Module().train(), []
+
+    def sampler(conditioned):
+        seen.append((module.training, torch.is_grad_enabled()))
+        return exact_draws(conditioned, 0)
+
+    with torch.no_grad():
+        mcmc_calibration(module, sampler, ["x"], simulations=10, draws=19, progress=False)
+    assert set(seen) == {(False, True)}
+    assert module.training
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_where_it_is_asked_for(progress: bool, capsys) -> None:
+    guide_calibration(program, guide(), ["x"], simulations=10, draws=9, progress=progress)
+    mcmc_calibration(program, lambda p: exact_draws(p, 0), ["x"], simulations=10, draws=9, progress=progress)
+    assert capsys.readouterr().err.count("simulations: 100%") == 2 * progress
 
 
 def test_mistakes_are_named() -> None:

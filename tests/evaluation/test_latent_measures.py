@@ -1,5 +1,6 @@
 """Measures of the latents against closed forms, quadrature and models whose use of z is known."""
 
+import csv
 import math
 import warnings
 
@@ -7,11 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import HIDDEN, MODELS, all_binary, assert_means_agree, grow, mean_and_error, ready, rows
+from pyro import poutine
 from test_contracts_latent import exact_marginal, linear_vae
 from torch.distributions import kl_divergence
 
 import pyrodgm
+from pyrodgm.diagnostics import encode
 from pyrodgm.engine.result import Fit
+from pyrodgm.engine.surroundings import validation
 from pyrodgm.evaluation import (
     CollapseWarning,
     WatchCollapse,
@@ -25,6 +29,7 @@ from pyrodgm.evaluation import (
     pareto,
     pareto_k,
 )
+from pyrodgm.guides import Hierarchical, MeanField, Sites
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import ELBO
 from pyrodgm.tractable import Parametric, RealNVP, StandardNormal
@@ -202,6 +207,40 @@ def test_a_collapse_is_told_once_after_the_epochs_of_grace(wait):
     assert told == [wait]
 
 
+def test_a_guide_read_from_the_program_is_measured():
+    """Its one site is the posterior: the information is that of those of all rows, by their own means and scales."""
+    vae, x = linear_vae(), exact_marginal().sample((40,))
+    vae.guide = grow(MeanField(Sites(vae, (x,)), hidden=[8]).double())
+    q, z = vae.posterior(x), torch.randn(40, 2).double()
+    site = poutine.trace(vae.guide).get_trace(x).nodes["z"]
+    torch.testing.assert_close(q.log_prob(z), site["fn"].log_prob(z))
+    assert 0 < mutual_information(vae, x) <= math.log(40)
+    assert mutual_information(vae, x[:1].expand(40, -1)) < 1e-9
+    assert latent_use(vae, x).units == 2
+    assert encode(vae, x).shape == (40, 2)
+    vae.guide = Hierarchical(Sites(vae, (x,)), hidden=[8]).double()
+    with pytest.raises(TypeError, match="of one site, got Hierarchical"):
+        vae.posterior(x)
+
+
+def test_what_the_callback_measures_is_in_every_row_of_the_table(tmp_path):
+    vae, x = VAE.mlp(6, 2, [8]), prototypes(40)[:, :6]
+    watch = WatchCollapse(x, wait=9)
+    run = pyrodgm.fit(vae, x, epochs=3, csv=tmp_path / "history.csv", callbacks=[watch], progress=False)
+    with (tmp_path / "history.csv").open(newline="") as lines:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+    assert rows == run.history
+    assert [row["kl"] for row in rows] == [use.kl for use in watch.history]
+
+
+def test_information_that_is_no_number_is_told():
+    vae, x = linear_vae(), exact_marginal().sample((10,))
+    with torch.no_grad():
+        vae.guide.posterior.net.bias[0] = torch.nan
+    with validation(False):
+        assert math.isnan(mutual_information(vae, x))
+
+
 # likelihood by importance sampling
 
 
@@ -321,7 +360,7 @@ def test_mistakes_are_named(call, match):
 def test_every_guide_is_measured():
     x = (torch.rand(30, 5) < 0.5).float()
     likelihood = Parametric(dist.Bernoulli, 5, 2, HIDDEN)
-    for guide in (RealNVP(2, 2, HIDDEN, 5), Parametric(dist.Normal, 2, 5, HIDDEN)):
-        use = latent_use(VAE(RealNVP(2, 2, HIDDEN), likelihood, guide), x)
+    for guide in (RealNVP(2, 2, hidden=HIDDEN, context=5), Parametric(dist.Normal, 2, 5, HIDDEN)):
+        use = latent_use(VAE(RealNVP(2, 2, hidden=HIDDEN), likelihood, guide), x)
         assert use.units == 2
         assert all(math.isfinite(v) for v in use)

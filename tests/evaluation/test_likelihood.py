@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrodgm.energy import RBM
-from pyrodgm.evaluation import log_likelihood
+from pyrodgm.energy import RBM, NeuralEnergy
+from pyrodgm.evaluation import importance_estimate, log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import RealNVP
 
@@ -18,10 +18,13 @@ class Estimated(RBM):
     """Its log Z is known to be 2, give or take 0.3."""
 
     def log_partition(self, method: str = "ais", **options: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        if method == "exact":
+        if method != "ais":
             raise ValueError("too many units")
-        assert options == {"chains": 7}
-        return torch.tensor(2.0, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+        assert options.pop("chains") == 7
+        context = options.pop("context", None)
+        assert not options
+        log_z = 2.0 if context is None else 2.0 + context[0].item()
+        return torch.tensor(log_z, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
 
 
 def test_an_estimated_normaliser_adds_its_variance_to_that_of_the_rows() -> None:
@@ -33,6 +36,30 @@ def test_an_estimated_normaliser_adds_its_variance_to_that_of_the_rows() -> None
     assert found.kind == "AIS estimate"
     assert found.value == pytest.approx(-energy.mean().item() - 2.0)
     assert found.standard_error == pytest.approx(math.sqrt(energy.var().item() / 50 + 0.3**2))
+
+
+def test_every_context_has_a_normaliser_of_its_own() -> None:
+    """Rows of one context share the error of its log Z: 30 and 20 of 50 weigh it so."""
+    x = (torch.rand(50, 6, dtype=torch.float64) < 0.5).double()
+    context = (torch.arange(50) % 5 < 3).double().unsqueeze(-1)
+    model = Estimated(6, 3, context=1).double()
+    rows = -model.energy(x, context).detach() - 2.0 - context[:, 0]
+    found = log_likelihood(model, x, context, chains=7)
+    assert found.kind == "AIS estimate"
+    assert found.value == pytest.approx(rows.mean().item())
+    assert found.standard_error == pytest.approx(math.hypot(rows.std().item() / 50**0.5, 0.6 * 0.3, 0.4 * 0.3))
+    exact = RBM(6, 3, context=1).double()
+    found = log_likelihood(exact, x, context, batch_size=20)
+    assert found.kind == "exact"
+    assert found.value == pytest.approx(exact.log_prob(x, context).mean().item())
+
+
+def test_two_dimensions_are_normalised_by_quadrature() -> None:
+    model, x = NeuralEnergy.mlp(2, [8]).double(), torch.randn(20, 2, dtype=torch.float64)
+    found = log_likelihood(model, x)
+    assert found.kind == "exact"
+    assert found.value == pytest.approx(model.log_prob(x, method="grid").mean().item())
+    assert log_likelihood(model, x, method="ais", chains=20, temperatures=10).kind == "AIS estimate"
 
 
 def test_the_error_of_an_exact_likelihood_is_that_of_a_mean() -> None:
@@ -65,3 +92,11 @@ def test_what_cannot_be_scored_is_refused(x: Any, options: dict[str, Any], error
     ):
         with pytest.raises(error[0], match=error[1]):
             log_likelihood(model, x, **options)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_where_it_is_asked_for(progress: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = VAE.mlp(features=6, latent=2, hidden=[8])
+    log_likelihood(vae, torch.ones(7, 6), particles=2, batch_size=3, progress=progress)
+    importance_estimate(vae, torch.ones(7, 6), particles=25, batch_size=3, progress=progress)
+    assert capsys.readouterr().err.count("batches of rows: 100%") == 2 * progress

@@ -35,8 +35,8 @@ def check_a_normal_by_a_wider_one():
     second = torch.trapezoid(p * p / q, x).item()
     assert abs(found.log_z - math.log(7)) < 5 * found.standard_error
     assert found.standard_error == pytest.approx(math.sqrt((second - 1) / DRAWS), rel=0.1)
-    assert found.effective_sample_size == pytest.approx(DRAWS / second, rel=0.05)
-    assert found.pareto_k < 0.5
+    assert found.effective == pytest.approx(DRAWS / second, rel=0.05)
+    assert found.khat < 0.5
     assert found.log_weights.exp().sum().item() == pytest.approx(1.0)
     spread = math.sqrt(second / DRAWS)  # an upper bound of the mean's error times two is enough here
     assert abs(found.mean(lambda x: x[:, 0]).item() - 0.5) < 10 * spread

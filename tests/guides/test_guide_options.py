@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyrodgm.bijectors import AffineCoupling, Elementwise, Sigmoid
+from pyrodgm.bijectors import AffineCoupling, Elementwise, Householder, Sigmoid
 from pyrodgm.guides import (
     Amortized,
     FlowGuide,
@@ -73,6 +73,14 @@ def test_layers_of_a_flow_read_the_row_if_they_may(amortized):
     assert torch.allclose(*found, atol=1e-5) is not amortized
 
 
+def test_layers_of_a_flow_have_the_widths_and_the_context_that_they_are_given():
+    sites = Sites(program, (rows(),))
+    made = FlowGuide(sites, layers=1, hidden=[7]).posterior_of_locals.bijectors[0]
+    assert [layer.out_features for layer in made.net.layers] == [7]
+    turned = FlowGuide(sites, Householder, layers=1).posterior_of_locals.bijectors[0]
+    assert (turned.context, len(turned.vectors)) == (made.context, 2)
+
+
 def test_a_guide_reads_what_it_is_told_to():
     x = rows()
     guide = grow(MeanField(Sites(program, (x,), observed=lambda x: x[:, :1]), HIDDEN))
@@ -97,7 +105,9 @@ def test_an_encoder_is_a_part_of_the_guide_that_trains():
         Amortized(Parametric(dist.Normal, 2, 2), site="w"),
         UniformDequantization(4, site="w"),
         VariationalDequantization(
-            Flow(StandardNormal(2), [AffineCoupling(2, 2, HIDDEN), Elementwise(2, Sigmoid())]), 4, site="w"
+            Flow(StandardNormal(2), [AffineCoupling(2, context=2, hidden=HIDDEN), Elementwise(2, Sigmoid())]),
+            4,
+            site="w",
         ),
     ],
     ids=lambda guide: type(guide).__name__,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -263,9 +264,9 @@ def test_flows_are_tighter_than_mean_field_on_a_banana():
     plain, plain_error = trained_bound(banana, MeanField(sites, scale=0.5))
     guides = {
         "IAF": FlowGuide(sites, layers=2, scale=0.5),
-        "planar": FlowGuide(sites, lambda d, c: Planar(d, c), layers=4, scale=0.5),
+        "planar": FlowGuide(sites, Planar, layers=4, scale=0.5),
         "spline": FlowGuide(
-            sites, lambda d, c: Autoregressive(d, RationalQuadraticSpline(), c, [16]), layers=2, scale=0.5
+            sites, partial(Autoregressive, univariate=RationalQuadraticSpline(), hidden=[16]), layers=2, scale=0.5
         ),
     }
     for name, guide in guides.items():
@@ -438,6 +439,36 @@ def test_straight_through_values_are_hard_and_their_gradients_arrive():
         MeanField(Sites(mixture, (x, dist.Categorical)), discrete=StraightThrough())(x, dist.Categorical)
 
 
+def parted(x, prior):
+    """One-hot y, and y2 whose prior hangs on it; neither is heard of elsewhere."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.OneHotCategorical(logits=prior[0]))
+        pyro.sample("y2", dist.OneHotCategorical(logits=y.detach() @ prior))
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def test_straight_through_hears_of_the_prior():
+    """The value is torch's; the gradient moves with the prior as that of sum_k y_k log p_k does."""
+    x, priors = torch.randn(5), torch.randn(2, 3, 3)
+    guide = MeanField(Sites(parted, (x, priors[0])), hidden=[4], discrete=StraightThrough())
+    grow(guide)
+    parameters, found = list(guide.parameters()), []
+    for prior in priors:
+        torch.manual_seed(1)
+        loss = Trace_ELBO().differentiable_loss(parted, guide, x, prior)
+        torch.manual_seed(1)
+        trace = poutine.trace(guide).get_trace(x, prior)
+        y, y2 = (trace.nodes[name]["value"] for name in ("y", "y2"))
+        own = (y * prior[0].log_softmax(-1)).sum() + (y2 * (y.detach() @ prior).log_softmax(-1)).sum()
+        relaxed = sum(trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"]).sum() for name in ("y", "y2"))
+        expected = relaxed - own - dist.Normal(0.0, 1.0).log_prob(x).sum()
+        torch.testing.assert_close(loss, expected)
+        found.append([torch.autograd.grad(one, parameters) for one in (loss, expected)])
+    for of_loss, expected in found:
+        torch.testing.assert_close(of_loss, expected)
+    assert not torch.allclose(found[0][0][0], found[1][0][0])
+
+
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
 def test_straight_through_gradients_are_those_of_the_relaxed_draw(temperature):
     """Of a Gumbel-softmax s = softmax((logits + g) / t): ds_i / dlogits_j = s_i (1_ij - s_j) / t."""
@@ -503,7 +534,9 @@ def test_steps_tighten_the_bound_and_are_learned_through():
         torch.manual_seed(1)
         guide = SemiAmortized(Sites(factor_model, (x,)), steps=steps, step_size=0.3, hidden=[4])
         with torch.no_grad():
-            bounds.append(mean_and_error(torch.tensor([-Trace_ELBO().loss(factor_model, guide, x) for _ in range(30)])))
+            bounds.append(
+                mean_and_error(torch.tensor([-Trace_ELBO().loss(factor_model, guide, x) for _ in range(100)]))
+            )
     (few, few_error), (many, many_error) = bounds
     assert many > few + 5 * (few_error**2 + many_error**2).sqrt()
     Trace_ELBO().differentiable_loss(factor_model, guide, x).backward()

@@ -1,13 +1,23 @@
 """Gibbs with gradients leaves enumerated laws invariant, binary, spin and categorical, and reaches them."""
 
+from typing import Any
+
 import pytest
 import torch
 from cases import all_binary, assert_means_agree, grow
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyrodgm.energy import RBM, BoltzmannMachine
-from pyrodgm.kernels import CategoricalGibbsWithGradients, GibbsWithGradients, Kernel
+import pyrodgm
+from pyrodgm.energy import RBM, BoltzmannMachine, DeepBoltzmannMachine, SoftmaxUnits
+from pyrodgm.kernels import (
+    HMC,
+    CategoricalGibbsWithGradients,
+    GibbsWithGradients,
+    Kernel,
+    ParallelTempering,
+    energy_and_gradient,
+)
 
 CHAINS = 40_000
 D = torch.float64
@@ -41,6 +51,11 @@ CASES = {
     "rbm, three flips": (lambda: rbm().energy, lambda: all_binary((4,)), GibbsWithGradients(3)),
     "ising": (lambda: ising().energy, lambda: 2 * all_binary((4,)) - 1, GibbsWithGradients(low=-1.0)),
     "potts": (lambda: potts, potts_states, CategoricalGibbsWithGradients()),
+    "potts, flat": (
+        lambda: lambda x: potts(x.unflatten(-1, (-1, 3))),
+        lambda: potts_states().flatten(1),
+        CategoricalGibbsWithGradients(levels=3),
+    ),
 }
 
 
@@ -134,6 +149,64 @@ def test_it_reaches_the_law_from_one_state() -> None:
     assert_law(state.positions, states, (-energy(states)).softmax(0))
 
 
+MACHINES: dict[str, tuple[Any, Kernel]] = {
+    "rbm": (lambda: RBM(4, 3), GibbsWithGradients(2)),
+    "softmax units": (lambda: RBM(6, 2, units=SoftmaxUnits(3)), CategoricalGibbsWithGradients(2, levels=3)),
+    "spins": (lambda: BoltzmannMachine(4, spins=True), GibbsWithGradients(2, low=-1.0)),
+    "hidden units": (lambda: BoltzmannMachine(3, hidden=2), GibbsWithGradients(3)),
+    "deep": (lambda: DeepBoltzmannMachine(3, [2, 2]), GibbsWithGradients(3)),
+}
+
+
+def machine(name: str) -> tuple[Any, Tensor, Tensor]:
+    """A machine with its kernel, every x, and p(x)."""
+    build, kernel = MACHINES[name]
+    torch.manual_seed(0)
+    model = grow(build(), 0.7).double().requires_grad_(False)
+    model.kernel = kernel
+    states = all_binary(model.event_shape)
+    states = 2 * states - 1 if name == "spins" else states[model.support.check(states)]
+    return model, states, (-model.energy(states)).softmax(0)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_machines_take_it_as_their_kernel(name: str) -> None:
+    model, states, p = machine(name)
+    generator = torch.Generator().manual_seed(1)
+    x = states[p.multinomial(CHAINS, replacement=True, generator=generator)]
+    moved = model.run_kernel(x, None, 3, generator)
+    assert (moved != x).any(-1).double().mean() > 0.3
+    assert_law(moved, states, p)
+    model.sample_steps = 2
+    assert model.support.check(model.sample(5)).all()
+
+
+def test_tempered_replicas_of_a_machine_keep_their_joint_law() -> None:
+    model, states, _ = machine("rbm")
+    betas = [1.0, 0.5, 0.1]
+    kernel = ParallelTempering(GibbsWithGradients(2), betas=betas, scaled=False)
+    generator = torch.Generator().manual_seed(6)
+    laws = [(-beta * model.energy(states)).softmax(0) for beta in betas]
+    x = torch.stack([states[p.multinomial(CHAINS, replacement=True, generator=generator)] for p in laws], 1)
+    energy, gradient = (part.unflatten(0, (CHAINS, 3)) for part in energy_and_gradient(model.energy, x.flatten(0, 1)))
+    state = kernel.init(model.potential(), x[:, 0])
+    state = state._replace(memory=(x[:, 1:], energy[:, 1:], gradient[:, 1:]))
+    for _ in range(4):
+        state, info = kernel.step(state, generator)
+    assert 0.05 < info.inner.accept_prob.nanmean() < 0.999
+    for replica, p in zip((state.positions, *state.memory[0].unbind(1)), laws, strict=True):
+        assert_law(replica, states, p)
+
+
+def test_mcmc_of_machines() -> None:
+    model, states, p = machine("rbm")
+    settings: dict[str, Any] = {"chains": 4000, "warmup": 30, "draws": 2, "compile": False, "progress": False}
+    for kernel in (GibbsWithGradients(2), ParallelTempering(GibbsWithGradients(2), 3, 0.2, scaled=False)):
+        assert_law(pyrodgm.mcmc(model, kernel, **settings)["x"][:, -1], states, p)
+    with pytest.raises(TypeError, match="expected an energy"):  # units between 0 and 1 are no states
+        pyrodgm.mcmc(model, ParallelTempering(HMC()), **settings)
+
+
 @pytest.mark.parametrize("build", [GibbsWithGradients, CategoricalGibbsWithGradients])
 def test_at_least_one_flip(build: type[Kernel]) -> None:
     with pytest.raises(ValueError, match="flips >= 1"):
@@ -147,5 +220,11 @@ def test_mistakes_are_named() -> None:
         GibbsWithGradients(low=1.0)
     with pytest.raises(ValueError, match="one-hot"):
         CategoricalGibbsWithGradients().init(potts, torch.zeros(2, 3, 3, dtype=D))
+    with pytest.raises(ValueError, match="levels=2"):
+        CategoricalGibbsWithGradients(levels=2).init(potts, torch.zeros(2, 3, dtype=D))
     with pytest.raises(TypeError, match="expected an energy"):
-        GibbsWithGradients().init(rbm().potential(), torch.zeros(2, 4, dtype=D))
+        GibbsWithGradients().init(object(), torch.zeros(2, 4, dtype=D))
+    groups = machine("softmax units")[0].potential()
+    for kernel in (GibbsWithGradients(), CategoricalGibbsWithGradients(), CategoricalGibbsWithGradients(levels=2)):
+        with pytest.raises(TypeError, match=r"CategoricalGibbsWithGradients\(levels=3\)"):
+            kernel.init(groups, torch.zeros(2, 6, dtype=D))

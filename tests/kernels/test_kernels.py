@@ -19,9 +19,16 @@ from pyrodgm.kernels import (
     MALA,
     MEADS,
     NUTS,
+    SGHMC,
+    SGLD,
     BlockGibbs,
     ChEES,
+    Dense,
+    Diagonal,
+    GibbsWithGradients,
     Kernel,
+    LowRank,
+    ParallelTempering,
     RandomWalk,
     annealed_importance_sampling,
 )
@@ -133,6 +140,51 @@ def test_mala_accepts_nearly_all_small_steps() -> None:
     kernel = MALA(1e-3)
     _, info = kernel.step(kernel.init(gaussian, torch.randn(100, 2, dtype=torch.float64)))
     assert (1 - info.accept_prob).max() < 1e-6  # the rejections are of the third order in the step size
+
+
+TWO = torch.tensor([2.0, 0.5], dtype=torch.float64)
+MIXED = {
+    "HMC": HMC(),
+    "HMC diagonal": HMC(metric=Diagonal(TWO)),
+    "HMC dense": HMC(metric=Dense(TWO.diag())),
+    "HMC low-rank": HMC(metric=LowRank(1, 2.0, TWO, torch.eye(2, dtype=torch.float64)[:1], TWO[:1])),
+    "ChEES": ChEES(),
+    "NUTS": NUTS(),
+    "MEADS": MEADS(),
+    "MEADS fixed": MEADS(0.5, 1.0, Diagonal(TWO)),
+    "MALA": MALA(0.5),
+    "RandomWalk": RandomWalk(0.5),
+    "SGLD": SGLD(0.1),
+    "SGHMC": SGHMC(0.1),
+    "ParallelTempering": ParallelTempering(HMC(), replicas=3),
+}
+
+
+@pytest.mark.parametrize("kernel", MIXED.values(), ids=MIXED.keys())
+def test_chains_keep_their_type_where_energies_have_another(kernel: Kernel) -> None:
+    """Single positions, double energies, as single latents beside double data: a graph traced once has one type."""
+    generator = torch.Generator().manual_seed(4)
+    state = kernel.init(lambda x: x.double().square().sum(-1) / 2, torch.randn(16, 2, generator=generator))
+    tuner = kernel.tuner(state, 3, generator)
+    for _ in range(3):
+        before = state
+        state, info = tuner.kernel.step(before, generator)
+        tuner.update(before, state, info)
+    state, _ = tuner.kernel.step(state, generator)
+    kept = state.memory[::2] if isinstance(kernel, ParallelTempering) else state.memory  # it has energies between
+    for part in (state.positions, state.gradient, *kept):
+        assert part is None or part.dtype == torch.float32
+    assert state.energy is None or state.energy.dtype == torch.float64
+
+
+def test_kernels_show_their_settings() -> None:
+    shown = "HMC(length=1.571, step_size=0.3, target=0.651, metric=Diagonal(), jitter=True, max_steps=1000)"
+    assert repr(HMC(step_size=0.3)) == shown
+    assert repr(HMC(metric=Dense(torch.eye(2)))).count("metric=Dense(inverse_mass=tensor(2, 2))") == 1
+    assert repr(BlockGibbs()) == "BlockGibbs()"
+    tempering = ParallelTempering(GibbsWithGradients(), replicas=4, scaled=False)
+    inner = "GibbsWithGradients(flips=1, low=0, high=1)"
+    assert repr(tempering) == f"ParallelTempering(betas=tensor(4,), kernel={inner}, adapt=True, scaled=False)"
 
 
 @pytest.mark.parametrize("kernel", [MALA, RandomWalk])

@@ -171,6 +171,14 @@ def test_mistakes_are_named() -> None:
         ParallelTempering(BlockGibbs()).init(modes, torch.zeros(2, 2))
 
 
+def test_an_energy_that_fails_by_itself_says_so() -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("my own mistake")
+
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        ParallelTempering(HMC()).init(broken, torch.zeros(2, 2))
+
+
 def test_contexts_of_the_chains_are_refused() -> None:
     model = NeuralEnergy.mlp(features=2, context=3, hidden=[8])
     kernel = ParallelTempering(HMC(0.1), replicas=3)

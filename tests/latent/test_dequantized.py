@@ -53,7 +53,10 @@ def masses(features, bins, seed=0):
 def smooth(features=2, context=0, seed=0):
     """A flow on (0, 1)^D with a density that varies within cells."""
     torch.manual_seed(seed)
-    flow = Flow(StandardNormal(features), [AffineCoupling(features, context, [8]), Elementwise(features, Sigmoid())])
+    flow = Flow(
+        StandardNormal(features),
+        [AffineCoupling(features, context=context, hidden=[8]), Elementwise(features, Sigmoid())],
+    )
     with torch.no_grad():
         for p in flow.parameters():
             p.add_(0.2 * torch.randn(p.shape))
@@ -173,7 +176,7 @@ def test_samples_have_the_probabilities():
 def test_complete_is_the_conditional():
     """Though x is certain given z: frequencies of the missing level given the observed one."""
     torch.manual_seed(4)
-    parts = [AffineCoupling(2, 0, [8]), Affine(2), Elementwise(2, Sigmoid())]
+    parts = [AffineCoupling(2, hidden=[8]), Affine(2), Elementwise(2, Sigmoid())]
     with torch.no_grad():
         for p in parts[0].parameters():
             p.add_(0.2 * torch.randn(p.shape))  # small, so that uniform proposals do

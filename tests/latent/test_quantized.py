@@ -141,7 +141,7 @@ def test_two_stages_on_patterns(tmp_path):
 
     def build():
         torch.manual_seed(0)
-        return VQVAE.mlp(6, 2, 4, 3, [32], code_prior=MADE(2, [16], CategoricalConditional(4)))
+        return VQVAE.mlp(6, 2, 4, 3, [32], code_prior=MADE(2, [16], conditional=CategoricalConditional(4)))
 
     options = {"batch_size": 32, "lr": 2e-2, "progress": False}
     model, again = build(), build()
@@ -176,7 +176,7 @@ def test_mistakes_are_named():
         VQVAE(torch.nn.Linear(5, 6), vae.likelihood, Codebook(4, 3))
     with pytest.raises(ValueError, match="reads the codes off the data"):
         MODELS["VQVAE"].build().guide(n=3)
-    assert CodePrior(MADE(2, [4], CategoricalConditional(4)), Codebook(4, 3)).event_shape == (6,)
+    assert CodePrior(MADE(2, [4], conditional=CategoricalConditional(4)), Codebook(4, 3)).event_shape == (6,)
 
 
 def test_the_first_batch_lays_out_codes_apart():
@@ -204,7 +204,7 @@ def test_embeddings_that_are_close_together_are_found_again():
     torch.manual_seed(0)
     book = Codebook(codes=8, size=4)
     book.vectors.copy_(50 + 1e-4 * torch.arange(8).unsqueeze(-1))
-    prior = CodePrior(MADE(2, [8], CategoricalConditional(8)), book)
+    prior = CodePrior(MADE(2, [8], conditional=CategoricalConditional(8)), book)
     codes = every_code(2, 8).float()
     z = book.embed(codes).flatten(1)
     assert not torch.equal(book.nearest(book.vectors), torch.arange(8))

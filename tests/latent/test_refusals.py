@@ -32,7 +32,7 @@ def vqvae(encoder=6, codes=4, code_prior=None):
 
 
 def code_prior(positions, codes):
-    return MADE(positions, [4], CategoricalConditional(codes))
+    return MADE(positions, [4], conditional=CategoricalConditional(codes))
 
 
 def program(x):

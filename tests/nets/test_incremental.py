@@ -11,7 +11,7 @@ D = 2 * _CHUNK + 3
 
 def check_across_chunks(hidden=(30, 40), direct=True, context=0, categories=0):
     torch.manual_seed(0)
-    net = MaskedMLP(D, 2, hidden, context, direct=direct, categories=categories).double()
+    net = MaskedMLP(D, 2, hidden, context=context, direct=direct, categories=categories).double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p))

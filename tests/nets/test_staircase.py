@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from pyrodgm.nets import MaskedMLP, blocks_of, staircase, staircase_linear
+from pyrodgm.nets import MaskedMLP, staircase
+from pyrodgm.nets.staircase import blocks_of, staircase_linear
 
 D = 640
 
@@ -89,3 +90,11 @@ def test_few_rows_take_the_dense_product(monkeypatch):
     assert "Staircase" in type(many.grad_fn).__name__
     assert "Staircase" not in type(few.grad_fn).__name__
     torch.testing.assert_close(few, many[:99])
+
+
+def test_torch_compile_takes_a_network_with_blocks_in_one_graph():
+    net = MaskedMLP(43, 2, [512, 512])
+    assert any(net.blocks)
+    x = torch.randn(300, 43)  # enough rows for the blocks
+    graph = torch.compile(net, fullgraph=True, backend="eager")  # raises where it cannot trace
+    torch.testing.assert_close(graph(x), net(x), rtol=1e-4, atol=1e-5)

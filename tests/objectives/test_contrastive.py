@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyrodgm
 from pyrodgm.core import Energy
-from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, Recognition
+from pyrodgm.energy import RBM, BoltzmannMachine, DeepBeliefNetwork, DeepBoltzmannMachine, Recognition
 from pyrodgm.kernels import MALA
 from pyrodgm.objectives import MeanFieldContrastive, Objective, UpDown, weight_groups
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
@@ -154,7 +154,7 @@ def test_training_lowers_the_held_out_score() -> None:
     model, x = RBM(5, 3).double(), rows(500)
     objective = ContrastiveDivergence(persistent=True)
     objective.check(model)
-    assert objective.held_out_name == "nll"
+    assert objective.held_out_name == "exact negative log-likelihood"
     before = objective.held_out(model, x)
     torch.testing.assert_close(before, -model.log_prob(x).mean().detach())
     optimizer = objective.optimizer("model", list(model.parameters()), lr=0.05)
@@ -202,6 +202,8 @@ def test_with_context_and_without_enumeration_the_held_out_score_is_a_distance()
     assert bad > good + 0.3
     one = objective.held_out(model, near[:1], c[:1])
     assert one.isfinite()
+    objective.check(RBM(3, 2))
+    assert objective.held_out_name == "exact negative log-likelihood"
 
 
 def test_gradient_kernels_make_negatives_too() -> None:
@@ -223,6 +225,9 @@ def test_mistakes_are_named() -> None:
         ContrastiveDivergence(0)
     with pytest.raises(ValueError, match="persistent=True"):
         ContrastiveDivergence(chains=5)
+    for context in (0, 2):  # the couplings are one vector, whatever else has two dimensions
+        with pytest.raises(ValueError, match="couplings are one vector"):
+            ContrastiveDivergence(weight_cost=0.1).check(BoltzmannMachine(4, context=context))
     objective = ContrastiveDivergence(persistent=True)
     objective.loss(RBM(3, 2), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="each model"):
@@ -233,7 +238,7 @@ def test_without_enumeration_the_held_out_score_is_a_likelihood_with_one_estimat
     model = Quadratic()
     objective = ContrastiveDivergence()
     objective.check(model)
-    assert objective.held_out_name == "nll by AIS"
+    assert objective.held_out_name == "negative log-likelihood by AIS"
     x = torch.randn(40, 2)
     exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x.double()).sum(-1).mean()
     torch.testing.assert_close(objective.held_out(model, x).double(), exact, rtol=1e-5, atol=1e-5)  # float32 energies

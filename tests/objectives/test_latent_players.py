@@ -21,11 +21,12 @@ from cases import (
     rows,
 )
 from test_contracts_latent import NOISE, binary_vae, exact_marginal, joint, linear_vae
+from test_learned_priors import MASK, masked
 from torch import nn
 
 import pyrodgm
 from pyrodgm.core import Latent, data_plate
-from pyrodgm.guides import ImplicitGuide, Local, Sites, refine
+from pyrodgm.guides import Amortized, ImplicitGuide, Local, Sites, refine
 from pyrodgm.latent import VAE
 from pyrodgm.objectives import (
     ELBO,
@@ -34,6 +35,7 @@ from pyrodgm.objectives import (
     Game,
     ImportanceWeighted,
     LaggingInference,
+    LinearAnnealing,
     ReweightedWakeSleep,
     StopLagging,
     VariationalEM,
@@ -232,6 +234,17 @@ def test_constrained_latents_are_refined_in_their_support():
     assert_means_agree(mean, (error**2 + 0.02**2) ** 0.5, torch.tensor([2.75, 3.75]))
 
 
+@pytest.mark.parametrize("from_guide", [True, False])
+def test_local_parameters_leave_out_what_is_masked(from_guide):
+    """Rows without weight in the program have none in q, so theirs are not refined towards nothing."""
+    model, x = masked(0.0)
+    local = refine(model, x, steps=3, from_guide=from_guide)
+    drawn = model.particle_trace(local, 5, x)
+    weights = model.row_log_prob(drawn)
+    assert bool((weights[:, ~MASK] == 0).all())
+    assert bool((weights[:, MASK] != 0).all())
+
+
 def test_local_parameters_belong_to_their_rows():
     vae, x = linear_vae(), exact_marginal().sample((4,))
     local = Local(vae, x)
@@ -258,6 +271,18 @@ def test_the_guide_takes_its_steps_first():
     other = LaggingInference(3)
     other.load_state_dict(objective.state_dict())
     assert not other.aggressive
+
+
+def test_an_annealed_weight_counts_the_steps_of_the_model():
+    vae, x = ready(MODELS["VAE"]).train(), rows(MODELS["VAE"], ready(MODELS["VAE"]), 8)
+    objective = LaggingInference(4, ELBO(beta=LinearAnnealing(10))).double()
+    for _ in range(3):
+        assert len(list(objective(vae, x))) == 5
+    assert objective.objective.beta.step == 3
+    assert all(m.training for m in objective.modules())
+    objective.eval()
+    list(objective(vae, x))
+    assert not any(m.training for m in objective.modules())
 
 
 def test_the_aggressive_phase_closes_the_inference_gap_and_ends():
@@ -396,6 +421,39 @@ def test_the_autoencoders_game_and_its_critics_steps_are_choices():
     assert len({loss.item() for player, loss in found if player == "critic"}) == 3
     (of_bias,) = torch.autograd.grad(found[-1][1], [vae.guide.posterior.net.bias])
     torch.testing.assert_close(of_bias[:1], -critic.weight[0])
+
+
+class Scored(dist.Normal):
+    """It scores and is not sampled."""
+
+    def sample(self, sample_shape=torch.Size()):
+        raise NotImplementedError
+
+    rsample = sample
+
+
+class Normed(Latent):
+    def __init__(self):
+        super().__init__((3,))
+        self.net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.guide = Amortized(Parametric(dist.Normal, 2, 3))
+
+    def forward(self, x=None, context=None, *, n=None):
+        x, context = self.check(x, context)
+        with data_plate(x, context, n):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return pyro.sample("x", Scored(self.net(z), 1.0).to_event(1), obs=x)
+
+
+def test_latents_are_counted_without_a_mark_on_the_model():
+    """In train mode one row has no statistics; and x need not be sampled."""
+    model, before = Normed().train(), Normed().net[1].state_dict()
+    for kind in (AdversarialAutoencoder, AdversarialVariationalBayes):
+        objective = kind.mlp(model, [8], critic_steps=3)
+        objective.check(model)
+        assert objective.critic_steps == 3
+    assert all(m.training for m in model.modules())
+    torch.testing.assert_close(model.net[1].state_dict(), before)
 
 
 def test_more_particles_leave_the_adaptive_bound_and_lessen_its_noise():

@@ -69,7 +69,7 @@ def test_log_z_of_a_gaussian():
 def test_a_flow_as_noise_stays_as_it_is():
     """It is a frozen copy; energy and log Z learn together, and log Z comes to what quadrature finds."""
     torch.manual_seed(0)
-    flow = grow(RealNVP(2, 2, [8]), 0.1)
+    flow = grow(RealNVP(2, 2, hidden=[8]), 0.1)
     objective, model = NoiseContrastive(flow, 4), NeuralEnergy.mlp(2, [16])
     before = [p.clone() for p in objective.noise.parameters()]
     x = rows(4000).float()

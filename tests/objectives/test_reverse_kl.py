@@ -32,7 +32,7 @@ class Banana(Energy):
 
 
 def test_at_the_target_the_loss_is_minus_log_z_without_noise():
-    flow = RealNVP(2, 2, HIDDEN).double()  # the identity at first
+    flow = RealNVP(2, 2, hidden=HIDDEN).double()  # the identity at first
     loss = ReverseKL(lambda x: -0.5 * x.square().sum(-1), 3).loss(flow, torch.zeros(5, 2))
     torch.testing.assert_close(loss, torch.tensor(-math.log(2 * math.pi), dtype=torch.float64))
 
@@ -57,14 +57,14 @@ def test_the_loss_is_the_kl_of_two_normals():
 @pytest.mark.parametrize("target", [banana, Banana()], ids=["function", "energy"])
 def test_a_flow_fitted_to_a_curved_target(target):
     torch.manual_seed(0)
-    flow = RealNVP(2, 4, [32])
+    flow = RealNVP(2, 4, hidden=[32])
     run = pyrodgm.fit(flow, None, ReverseKL(target), steps=600, lr=5e-3, batch_size=256, progress=False)
     found = target_estimate(flow, target, 20_000)
-    assert found.effective_sample_size > 0.8 * 20_000
-    assert found.pareto_k < 0.7
+    assert found.effective > 0.8 * 20_000
+    assert found.khat < 0.7
     assert abs(found.log_z - BANANA_LOG_Z) < 5 * found.standard_error
     # E[x1] = E[x0^2 / 2] = 1/2; 5 standard errors of a mean over the effective draws
-    error = found.mean(lambda x: x[:, 1].square()).sqrt() / found.effective_sample_size**0.5
+    error = found.mean(lambda x: x[:, 1].square()).sqrt() / found.effective**0.5
     assert abs(found.mean(lambda x: x[:, 1]) - 0.5) < 5 * error
     assert found.resample(7).shape == (7, 2)
     assert run.history[-1]["loss"] > -BANANA_LOG_Z  # KL >= 0
@@ -75,14 +75,14 @@ def test_a_flow_fitted_to_a_curved_target(target):
 @pytest.mark.parametrize("context", [0, C])
 def test_an_iaf_learns_a_maf(context):
     torch.manual_seed(0)
-    teacher = grow(MAF(2, 2, [16], context), 0.2)
-    student = IAF(2, 4, [32], context)
+    teacher = grow(MAF(2, 2, hidden=[16], context=context), 0.2)
+    student = IAF(2, 4, hidden=[32], context=context)
     contexts = torch.randn(2000, C) if context else None
     objective = Distillation(teacher)
     pyrodgm.fit(student, None, objective, context=contexts, steps=500, lr=5e-3, batch_size=256, progress=False)
     one = contexts[0] if context else None
     found = target_estimate(student, teacher.log_prob, 5000, one)
-    assert found.effective_sample_size > 0.9 * 5000
+    assert found.effective > 0.9 * 5000
     assert abs(found.log_z) < 5 * found.standard_error  # both are normalised
     assert all(p.grad is None for p in teacher.parameters())
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in objective.parameters()}
@@ -118,3 +118,10 @@ def test_refusals():
         pyrodgm.fit(RealNVP(2), None, MaximumLikelihood(), progress=False)
     with pytest.raises(ValueError, match="at least 25"):
         target_estimate(RealNVP(2), banana, 3)
+
+
+def test_the_target_stays_in_eval_mode():
+    """fit calls train() on an objective, and with it on what the objective holds."""
+    objective = ReverseKL(Banana()).train()
+    assert objective.training
+    assert not objective.target.training

@@ -1,10 +1,13 @@
 """Options of the named flows: any base, univariate maps and bounds; MAF and IAF are each other's inverses."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
 from cases import HIDDEN, C, contexts, grow
 
+import pyrodgm
 from pyrodgm.bijectors import (
     ActNorm,
     AffineCoupling,
@@ -30,15 +33,15 @@ from pyrodgm.tractable import (
 )
 
 BUILD = {
-    "RealNVP": lambda **options: RealNVP(2, 2, HIDDEN, **options),
-    "NICE": lambda **options: NICE(2, 2, HIDDEN, **options),
-    "MAF": lambda **options: MAF(2, 2, HIDDEN, **options),
-    "IAF": lambda **options: IAF(2, 2, HIDDEN, **options),
-    "NSF": lambda **options: NSF(2, 2, HIDDEN, mix=True, **options),
-    "FlowPlusPlus": lambda **options: FlowPlusPlus(2, 2, HIDDEN, components=2, **options),
-    "PlanarFlow": lambda **options: PlanarFlow(2, 2, HIDDEN, **options),
-    "Glow": lambda **options: Glow(2, 2, 1, HIDDEN, **options),
-    "FFJORD": lambda **options: FFJORD(2, 1, [6], solver=ODESolver("rk4", steps=2, adjoint=False), **options),
+    "RealNVP": lambda **options: RealNVP(2, 2, hidden=HIDDEN, **options),
+    "NICE": lambda **options: NICE(2, 2, hidden=HIDDEN, **options),
+    "MAF": lambda **options: MAF(2, 2, hidden=HIDDEN, **options),
+    "IAF": lambda **options: IAF(2, 2, hidden=HIDDEN, **options),
+    "NSF": lambda **options: NSF(2, 2, hidden=HIDDEN, mix=True, **options),
+    "FlowPlusPlus": lambda **options: FlowPlusPlus(2, 2, hidden=HIDDEN, components=2, **options),
+    "PlanarFlow": lambda **options: PlanarFlow(2, 2, hidden=HIDDEN, **options),
+    "Glow": lambda **options: Glow(2, 2, scales=1, hidden=HIDDEN, **options),
+    "FFJORD": lambda **options: FFJORD(2, 1, hidden=[6], solver=ODESolver("rk4", steps=2, adjoint=False), **options),
 }
 
 
@@ -74,11 +77,35 @@ def test_the_base_is_a_standard_normal_if_none_is_given(name):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("name", BUILD)
+def test_every_flow_trains_in_mixed_precision(name, conditional):
+    """Its networks in bfloat16, its densities in float32."""
+    torch.manual_seed(0)
+    model, x = BUILD[name](context=C if conditional else 0), rows(64).float()
+    context = contexts(64).float() if conditional else None
+    data = (x, context) if conditional else x
+    run = pyrodgm.fit(
+        model, data, validate=data, epochs=2, batch_size=32, precision="bf16-mixed", device="cpu", progress=False
+    )
+    assert math.isfinite(run.best["held_out"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for train in (True, False):
+        model.train(train)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model.condition(context).rsample(() if conditional else (5,))
+            assert y.dtype is model.log_prob(y, context).dtype is model.log_prob(x, context).dtype is torch.float32
+
+
+@pytest.mark.parametrize("conditional", [False, True])
 def test_an_iaf_is_the_inverse_of_the_maf_of_its_layers(conditional):
     """In the other order: an odd number of layers, so that the orders of the features meet."""
     torch.manual_seed(0)
     size, context = (C, contexts(5)) if conditional else (0, None)
-    maf, iaf, x = grown(MAF(3, 3, HIDDEN, size)), grown(IAF(3, 3, HIDDEN, size)), rows(features=3)
+    maf, iaf, x = (
+        grown(MAF(3, 3, hidden=HIDDEN, context=size)),
+        grown(IAF(3, 3, hidden=HIDDEN, context=size)),
+        rows(features=3),
+    )
     for layer, other in zip(iaf.bijectors, reversed(maf.bijectors), strict=True):
         layer.load_state_dict(other.inv.state_dict())
     there, back = (Compose(model.bijectors).condition(context) for model in (iaf, maf))
@@ -88,8 +115,8 @@ def test_an_iaf_is_the_inverse_of_the_maf_of_its_layers(conditional):
 
 def test_a_maf_of_splines_is_the_autoregressive_nsf():
     torch.manual_seed(0)
-    nsf = grown(NSF(3, 2, HIDDEN, bins=5, bound=2.0, autoregressive=True))
-    maf = MAF(3, 2, HIDDEN, univariate=lambda: RationalQuadraticSpline(5, 2.0)).double().eval()
+    nsf = grown(NSF(3, 2, hidden=HIDDEN, bins=5, bound=2.0, autoregressive=True))
+    maf = MAF(3, 2, hidden=HIDDEN, univariate=lambda: RationalQuadraticSpline(5, 2.0)).double().eval()
     maf.load_state_dict(nsf.state_dict())
     torch.testing.assert_close(maf.log_prob(rows(features=3)), nsf.log_prob(rows(features=3)))
 
@@ -97,7 +124,7 @@ def test_a_maf_of_splines_is_the_autoregressive_nsf():
 def test_an_iaf_takes_another_univariate_map():
     """Beyond the splines' bound it is the identity, and inside it is not."""
     torch.manual_seed(0)
-    model = grown(IAF(2, 2, HIDDEN, univariate=lambda: RationalQuadraticSpline(5, 1.0)))
+    model = grown(IAF(2, 2, hidden=HIDDEN, univariate=lambda: RationalQuadraticSpline(5, 1.0)))
     x = torch.tensor([[1.5, -2.0], [0.5, -0.5]]).double()
     gap = model.log_prob(x) - model.base.log_prob(x)
     assert gap[0] == 0
@@ -107,7 +134,7 @@ def test_an_iaf_takes_another_univariate_map():
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_the_splines_of_an_nsf_end_at_its_bound(autoregressive):
     torch.manual_seed(0)
-    model = grown(NSF(2, 2, HIDDEN, bound=1.0, autoregressive=autoregressive))
+    model = grown(NSF(2, 2, hidden=HIDDEN, bound=1.0, autoregressive=autoregressive))
     x = torch.tensor([[1.5, -2.0], [0.5, -0.5]]).double()
     gap = model.log_prob(x) - model.base.log_prob(x)
     assert gap[0] == 0
@@ -115,7 +142,7 @@ def test_the_splines_of_an_nsf_end_at_its_bound(autoregressive):
 
 
 def test_the_log_scales_of_a_realnvp_end_at_its_bound():
-    model = RealNVP(2, 3, HIDDEN, bound=0.4).double()
+    model = RealNVP(2, 3, hidden=HIDDEN, bound=0.4).double()
     with torch.no_grad():
         for layer in model.bijectors:
             layer.net[-1].bias[0].fill_(1e6)  # of the one feature that it moves, the log-scale
@@ -127,7 +154,9 @@ def test_the_log_scales_of_a_realnvp_end_at_its_bound():
 def test_a_glow_without_a_split_prior_is_one_whose_split_prior_says_nothing():
     """One coupling less a level; at zero that coupling leaves the half that leaves as it is, whatever the rest is."""
     torch.manual_seed(0)
-    plain, whole = (grown(Glow((1, 4, 4), 1, 2, [4], logit=None, split_prior=split)) for split in (False, True))
+    plain, whole = (
+        grown(Glow((1, 4, 4), 1, scales=2, hidden=[4], alpha=None, split_prior=split)) for split in (False, True)
+    )
 
     def layers(model):
         return [m for m in model.modules() if isinstance(m, ActNorm | LULinear | AffineCoupling)]
@@ -145,7 +174,9 @@ def test_a_glow_without_a_split_prior_is_one_whose_split_prior_says_nothing():
 def test_an_ffjord_takes_another_trace_in_training():
     torch.manual_seed(0)
     solver = ODESolver("rk4", steps=4)
-    noisy, exact = (grown(FFJORD(2, 1, [6], trace=trace, solver=solver)) for trace in (Hutchinson(), ExactTrace()))
+    noisy, exact = (
+        grown(FFJORD(2, 1, hidden=[6], trace=trace, solver=solver)) for trace in (Hutchinson(), ExactTrace())
+    )
     exact.load_state_dict(noisy.state_dict())
     torch.testing.assert_close(exact.train().log_prob(rows()), noisy.log_prob(rows()))
     assert not torch.allclose(noisy.train().log_prob(rows()), exact.log_prob(rows()))

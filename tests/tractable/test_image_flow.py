@@ -25,9 +25,9 @@ def images(n, shape=SHAPE):
 
 
 FLOWS = {
-    "Glow": lambda: Glow(SHAPE, 4, 2, [8], logit=0.05),  # 8 steps of three layers
-    "RealNVP": lambda: ImageRealNVP(SHAPE, 2, 6, 1),
-    "Flow++": lambda: ImageFlowPlusPlus(SHAPE, 2, 2, 6, 1),
+    "Glow": lambda: Glow(SHAPE, 4, scales=2, hidden=[8], alpha=0.05),  # 8 steps of three layers
+    "RealNVP": lambda: ImageRealNVP(SHAPE, scales=2, channels=6, blocks=1),
+    "Flow++": lambda: ImageFlowPlusPlus(SHAPE, 2, scales=2, channels=6, blocks=1),
 }
 GROWN = 0.05  # noise on every parameter; from 0.1 on, the Jacobian of 8 steps of Glow has condition numbers of 1e10
 each = pytest.mark.parametrize("name", FLOWS)
@@ -63,7 +63,7 @@ def test_the_first_batch_leaves_every_actnorm_with_mean_0_and_variance_1(name, m
 
 def test_the_first_rows_leave_every_actnorm_of_vectors_with_mean_0_and_variance_1(monkeypatch):
     torch.manual_seed(0)
-    model, x = grow(Glow(5, 8, 1, [8]), GROWN).double(), images(64).flatten(1)[:, :5]
+    model, x = grow(Glow(5, 8, scales=1, hidden=[8]), GROWN).double(), images(64).flatten(1)[:, :5]
     model.initialize(x)
     steps = model.bijectors[0].inv.bijectors
     norms = [x := part.condition().call_and_ladj(x)[0] for part in steps][::3]
@@ -108,9 +108,9 @@ def test_the_density_integrates_to_one(name):
     torch.manual_seed(0)
     shape = (1, 4, 4)
     build = {
-        "Glow": lambda: Glow(shape, 1, 2, [4], logit=None),
-        "RealNVP": lambda: ImageRealNVP(shape, 1, 4, 1, logit=None, bound=0.5),
-        "Flow++": lambda: ImageFlowPlusPlus(shape, 1, 1, 4, 1, logit=None),
+        "Glow": lambda: Glow(shape, 1, scales=2, hidden=[4], alpha=None),
+        "RealNVP": lambda: ImageRealNVP(shape, scales=1, channels=4, blocks=1, alpha=None, bound=0.5),
+        "Flow++": lambda: ImageFlowPlusPlus(shape, 1, scales=1, channels=4, blocks=1, alpha=None),
     }[name]
     model = grow(build(), GROWN).double().eval()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_bits_of_pixels_are_the_same_inside_and_outside_of_the_model():
     """Dequantized(flow) on whole numbers, and the flow on rows of pyrodgm.data.dequantize."""
     torch.manual_seed(0)
     levels, x = 16, (images(20) * 16).floor()
-    density = Glow(SHAPE, 1, 1, [4]).double()
+    density = Glow(SHAPE, 1, scales=1, hidden=[4]).double()
     model = Dequantized(density, levels)
     with torch.no_grad():
         inside = model.log_weights(x, particles=200)
@@ -150,7 +150,7 @@ def test_bits_of_pixels_are_the_same_inside_and_outside_of_the_model():
 def test_pixels_through_dequantized_start_the_actnorms_once():
     x = (images(64) * 16).floor().float()
     torch.manual_seed(0)
-    model = Dequantized(Glow(SHAPE, 1, 1, [4]), 16)
+    model = Dequantized(Glow(SHAPE, 1, scales=1, hidden=[4]), 16)
     pyrodgm.fit(model, x, ELBO(), steps=1, batch_size=64, lr=1e-30, progress=False)
     norm = next(m for m in model.modules() if isinstance(m, ActNorm))
     assert bool(norm.started)
@@ -163,7 +163,7 @@ def test_pixels_through_dequantized_start_the_actnorms_once():
 def test_a_resumed_fit_does_not_start_again(tmp_path):
     def run(steps, checkpoint=None):
         torch.manual_seed(0)
-        model = Glow(SHAPE, 1, 1, [4])
+        model = Glow(SHAPE, 1, scales=1, hidden=[4])
         pyrodgm.fit(model, images(48).float(), steps=steps, batch_size=16, checkpoint=checkpoint, progress=False)
         return model.state_dict()
 
@@ -172,6 +172,19 @@ def test_a_resumed_fit_does_not_start_again(tmp_path):
 
 
 def test_images_that_cannot_be_halved_are_refused():
-    for build in (lambda: Glow((1, 6, 6), 1, 2), lambda: ImageRealNVP((1, 6, 6), 2)):
+    for build in (lambda: Glow((1, 6, 6), 1, scales=2), lambda: ImageRealNVP((1, 6, 6), scales=2)):
         with pytest.raises(ValueError, match="multiples of 2, got 3 x 3"):
             build()
+
+
+def test_sizes_have_names():
+    """Two whole numbers in a row would change places unseen."""
+    for build in (
+        lambda: Glow((1, 4, 4), 1, 2),
+        lambda: ImageRealNVP((1, 4, 4), 2),
+        lambda: ImageFlowPlusPlus(SHAPE, 1, 2),
+    ):
+        with pytest.raises(TypeError, match="positional argument"):
+            build()
+    with pytest.raises(ValueError, match="layers >= 1"):
+        ImageFlowPlusPlus(SHAPE, 0)

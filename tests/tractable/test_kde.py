@@ -320,11 +320,11 @@ def test_far_from_the_origin_float32_keeps_its_digits():
 
 def test_a_checkpoint_of_more_rows_loads():
     small, large = KDE(rows(10, 2)), KDE(rows(25, 2, 1), adaptive=True)
-    flow = RealNVP(2, 2, [4], base=small).double()
+    flow = RealNVP(2, 2, hidden=[4], base=small).double()
     small.load_state_dict(large.state_dict())
     at = rows(5, 2, 3)
     torch.testing.assert_close(small.log_prob(at), large.log_prob(at), rtol=0, atol=0)
-    other = RealNVP(2, 2, [4], base=KDE(rows(7, 2))).double()
+    other = RealNVP(2, 2, hidden=[4], base=KDE(rows(7, 2))).double()
     other.load_state_dict(flow.state_dict())
     torch.testing.assert_close(other.log_prob(at), flow.log_prob(at), rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="size mismatch for points"):
@@ -345,7 +345,7 @@ def test_fit_reports_a_kdes_likelihood_and_trains_a_flow_around_it():
     run = pyrodgm.fit(kde, x, epochs=1, batch_size=60, progress=False)
     assert run.history[-1]["loss"] == pytest.approx(-kde.log_prob(x).mean().item(), abs=1e-5)
     torch.manual_seed(0)
-    flow = RealNVP(2, 2, [16], base=kde)
+    flow = RealNVP(2, 2, hidden=[16], base=kde)
     target = torch.stack((2 * x[:, 0], x[:, 1] + x[:, 0] ** 2), -1)
     run = pyrodgm.fit(flow, target, steps=150, batch_size=60, lr=1e-2, progress=False)
     assert run.history[-1]["loss"] < run.history[0]["loss"] - 0.3
@@ -360,7 +360,8 @@ def test_the_pairs_of_no_rows():
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
-        (lambda: KDE([[1.0]]), TypeError, "torch.Tensor"),
+        (lambda: KDE([[1.0]]), TypeError, r"torch\.Tensor of real numbers, got list; use torch\.as_tensor"),
+        (lambda: KDE(torch.zeros(3, 2, dtype=torch.complex64)), TypeError, r"got torch\.complex64"),
         (lambda: KDE(torch.zeros(3)), ValueError, r"shape \(n, \*event\), got \(3,\)"),
         (lambda: KDE(torch.zeros(0, 2)), ValueError, "shape"),
         (lambda: KDE(torch.tensor([[1.0], [torch.nan]])), ValueError, "got row 1"),

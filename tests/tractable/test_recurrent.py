@@ -207,7 +207,7 @@ def test_a_large_vocabulary_keeps_no_logits():
 def test_the_encoder_reads_to_the_end():
     torch.manual_seed(0)
     c = contexts(5)
-    short, long = (TokenEncoder(V, length, 4, [6, 5], 3, context=C).double() for length in (T, T + 3))
+    short, long = (TokenEncoder(length, V, 4, [6, 5], 3, context=C).double() for length in (T, T + 3))
     long.load_state_dict(short.state_dict())
     x = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0], [2, 2, 1, 0], [1, 2, 1, 2]]).double()
     read = short(torch.cat((x, c), -1))
@@ -222,7 +222,7 @@ def test_the_encoder_reads_to_the_end():
             h, _ = layer(h)
         torch.testing.assert_close(found, short.out(torch.cat((h[0, -1], beside))))
     assert short(torch.cat((x, c), -1).reshape(5, 1, -1)).shape == (5, 1, 4)
-    everything = TokenEncoder(V, T, 4, [6], 3, end=None).double()
+    everything = TokenEncoder(T, V, 4, [6], 3, end=None).double()
     assert len(everything(x).unique(dim=0)) == 5
 
 
@@ -230,7 +230,7 @@ def test_the_encoder_reads_to_the_end():
 def test_an_encoder_of_gru_cells_by_hand():
     """The gates r and u and the candidate state n of each step, written out."""
     torch.manual_seed(0)
-    encoder, x = TokenEncoder(V, T, 4, [6], 3, end=None, cell=nn.GRU).double(), all_rows()[::7]
+    encoder, x = TokenEncoder(T, V, 4, [6], 3, end=None, cell=nn.GRU).double(), all_rows()[::7]
     cell, h = encoder.layers[0], torch.zeros(1, 6).double()
     for token in x.long().T:
         inputs = encoder.embed.weight[token] @ cell.weight_ih_l0.T + cell.bias_ih_l0
@@ -242,7 +242,7 @@ def test_an_encoder_of_gru_cells_by_hand():
 
 
 def sentence_vae(word_dropout=0.0):
-    reader = TokenEncoder(V, T, 2, [12], 6)
+    reader = TokenEncoder(T, V, 2, [12], 6)
     decoder = Recurrent(T, V, [12], 6, context=1, word_dropout=word_dropout)
     return VAE(StandardNormal(1), decoder, Parametric(dist.Normal, 1, T, net=reader))
 

@@ -1,22 +1,19 @@
-"""Guides of your own program: partial pooling on the eight-schools data, with the posterior known by quadrature."""
+"""Four guides of your own program: eight schools, partly pooled, with posterior and evidence known by quadrature."""
 
 import argparse
 import math
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import Predictive, Trace_ELBO
 
-from pyrodgm.guides import FlowGuide, FullCovariance, MeanField, Sites
+from pyrodgm.guides import FlowGuide, FullCovariance, Hierarchical, MeanField, Sites
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smoke", action="store_true", help="a few steps only")
-parser.add_argument("--picture", default="guide_hierarchical_regression.png")
+parser.add_argument("--picture", default="eight_schools_guides.png")
 arguments = parser.parse_args()
 pyro.set_rng_seed(0)
 
@@ -48,6 +45,7 @@ sites = Sites(schools, (gain, error), observed=lambda gain, error: torch.stack((
 guides = {
     "mean field": MeanField(sites, [32]),
     "full covariance": FullCovariance(sites, [32]),
+    "hierarchical": Hierarchical(sites, hidden=[32]),
     "inverse autoregressive flow": FlowGuide(sites, layers=2, hidden=[32]),
 }
 steps = 20 if arguments.smoke else 2000
@@ -71,11 +69,11 @@ for name, guide in guides.items():
     )
 
 # A picture: the posterior of the spread between schools, as each guide has it.
-figure, axes = plt.subplots(figsize=(6, 3.5))
+figure = Figure(figsize=(6, 3.5), layout="constrained")
+axes = figure.subplots()
 axes.plot(spreads, weight.sum(0) / 0.05, "k", label="exact")
 for name, values in draws.items():
     axes.hist(values.clamp(max=40).numpy(), bins=60, density=True, histtype="step", label=name)
 axes.set(xlim=(0, 40), xlabel="spread between schools", ylabel="posterior density")
 axes.legend()
-figure.tight_layout()
 figure.savefig(arguments.picture, dpi=150)

@@ -13,7 +13,7 @@ from pyrodgm.objectives import Adversarial
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smoke", action="store_true", help="a few steps only")
-parser.add_argument("--picture", default="gan_rings.png")
+parser.add_argument("--picture", default="gan_eight_gaussians.png")
 arguments = parser.parse_args()
 
 # Data, generator, and the game with its critic.

@@ -14,7 +14,7 @@ from pyrodgm.tractable import FFJORD, RealNVP
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smoke", action="store_true", help="a few steps only")
-parser.add_argument("--picture", default="ffjord_circles.png")
+parser.add_argument("--picture", default="ffjord_rings.png")
 arguments = parser.parse_args()
 
 # Data: points in the plane, which a smooth map of a Gaussian has to tear apart.
