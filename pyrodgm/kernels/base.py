@@ -128,7 +128,8 @@ class Kernel(ABC):
         return Tuner(self)
 
     def pyro(self, model: Callable[..., Any]) -> Any:
-        """This kernel as a ``pyro.infer.mcmc.MCMCKernel`` over the latent sites of a Pyro program."""
-        from pyrodgm.kernels.pyro_adapter import PyroKernel
+        """This kernel as a ``pyro.infer.mcmc.MCMCKernel``, over a Pyro program's latent sites or an energy's x."""
+        from pyrodgm.core import Energy
+        from pyrodgm.kernels.pyro_adapter import PyroKernel, PyroMachineKernel
 
-        return PyroKernel(self, model)
+        return PyroMachineKernel(self, model) if isinstance(model, Energy) else PyroKernel(self, model)

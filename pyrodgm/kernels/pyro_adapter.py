@@ -13,9 +13,10 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyrodgm.kernels.base import Kernel, State, Tuner
+from pyrodgm.core import Energy
+from pyrodgm.kernels.base import Kernel, State, Tuner, refuse_memory
 
-__all__ = ["PyroKernel"]
+__all__ = ["PyroKernel", "PyroMachineKernel"]
 
 Params = dict[str, Tensor]
 
@@ -141,3 +142,57 @@ class PyroKernel(MCMCKernel):
             name: part.reshape(value.shape).to(value.dtype)
             for (name, value), part in zip(self._initial.items(), parts, strict=True)
         }
+
+
+class PyroMachineKernel(MCMCKernel):
+    """A :class:`~pyrodgm.kernels.base.Kernel` over an energy model's x: one ``run_kernel`` move a step, no warm-up.
+
+    It is for states that no Pyro program has as latents, such as the units of a Boltzmann machine.
+
+    Args:
+        kernel: one that starts anew at every step, such as a Gibbs kernel.
+        model: the energy model; its context (C,), if it has one, comes from ``MCMC.run``.
+    Raises: TypeError for a kernel that has to run on from step to step (ParallelTempering, SGHMC).
+    Example:
+        >>> from pyro.infer import MCMC
+        >>> from pyrodgm.energy import RBM
+        >>> rbm = RBM(4, 2)
+        >>> mcmc = MCMC(rbm.kernel.pyro(rbm), num_samples=10, warmup_steps=5, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["x"].shape
+        torch.Size([10, 4])
+    """
+
+    def __init__(self, kernel: Kernel, model: Energy) -> None:
+        refuse_memory(kernel, "pyro.infer.MCMC over an energy model")
+        super().__init__()
+        self.kernel, self.model = kernel, model
+        self.transforms: dict[str, Any] = {}  # x is drawn as it is
+        self._given: Params | None = None
+        self._initial: Params = {}
+        self._context: Tensor | None = None
+
+    def setup(self, warmup_steps: int, context: Tensor | None = None) -> None:
+        _, context = self.model.check(None, context)
+        self._context = None if context is None else context.reshape(1, -1)
+        start = self.model.start(1, self._context)[0] if self._given is None else self.model.check_x(self._given["x"])
+        self._initial = {"x": start}
+
+    def cleanup(self) -> None:
+        self._given = None
+
+    @property
+    def initial_params(self) -> Params:
+        return self._initial
+
+    @initial_params.setter
+    def initial_params(self, params: Params) -> None:
+        self._given = params
+
+    def sample(self, params: Params) -> Params:
+        own = self.model.kernel
+        self.model.kernel = self.kernel
+        try:
+            return {"x": self.model.run_kernel(params["x"].unsqueeze(0), self._context, 1)[0]}
+        finally:
+            self.model.kernel = own

@@ -384,3 +384,26 @@ def test_pyros_warmup_tunes_the_kernel() -> None:
     assert 20 < variances.max() / variances.min() < 500  # 100, and 1 untuned
     spread = mcmc.get_samples()["z"].std(0)
     assert bool(((spread / torch.tensor([100.0, 10.0]) - 1).abs() < 0.4).all()), spread
+
+
+@pytest.mark.parametrize("kernel", [None, GibbsWithGradients(2)], ids=["block Gibbs", "Gibbs with gradients"])
+def test_pyro_draws_the_units_of_a_machine(kernel: Kernel | None) -> None:
+    pyro.set_rng_seed(0)
+    rbm = RBM(3, 2, context=1).double()
+    with torch.no_grad():
+        for parameter in rbm.parameters():
+            parameter.normal_(0.0, 0.8)
+    own, context = rbm.kernel, torch.tensor([0.7], dtype=torch.float64)
+    face = (own if kernel is None else kernel).pyro(rbm)
+    mcmc = MCMC(face, num_samples=3000, warmup_steps=20, disable_progbar=True)
+    mcmc.run(context)
+    x = mcmc.get_samples()["x"]
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+    p = (-rbm.energy(states, context.expand(8, 1))).softmax(0)
+    effective = pyro.ops.stats.effective_sample_size(x.unsqueeze(0))
+    error = ((states.square() * p[:, None]).sum(0) - (states * p[:, None]).sum(0).square()).sqrt() / effective.sqrt()
+    assert effective.min() > 300
+    assert bool(((x.mean(0) - (states * p[:, None]).sum(0)).abs() < 4.5 * error).all())
+    assert rbm.kernel is own
+    with pytest.raises(TypeError, match="keeps replicas"):
+        ParallelTempering(GibbsWithGradients(), scaled=False).pyro(rbm)
