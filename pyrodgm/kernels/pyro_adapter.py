@@ -21,7 +21,24 @@ __all__ = ["PyroKernel", "PyroMachineKernel"]
 Params = dict[str, Tensor]
 
 
-class PyroKernel(MCMCKernel):
+class _Face(MCMCKernel):
+    """The start of a chain: what Pyro has given, before it calls ``setup``, or what ``setup`` finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: Params | None = None
+        self._initial: Params = {}
+
+    @property
+    def initial_params(self) -> Params:
+        return self._initial
+
+    @initial_params.setter
+    def initial_params(self, params: Params) -> None:
+        self._given = params
+
+
+class PyroKernel(_Face):
     r"""A :class:`~pyrodgm.kernels.base.Kernel` over the latent sites of a Pyro program.
 
     The chain stands in the unconstrained space, all sites flattened into one vector: the potential is
@@ -53,7 +70,6 @@ class PyroKernel(MCMCKernel):
         self.kernel = kernel
         self.model = model
         self.transforms: dict[str, Any] | None = None  # MCMC reads it after the run, cleanup leaves it
-        self._given: Params | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -82,14 +98,6 @@ class PyroKernel(MCMCKernel):
     def cleanup(self) -> None:
         self._clear()
         self._given = None
-
-    @property
-    def initial_params(self) -> Params:
-        return self._initial
-
-    @initial_params.setter
-    def initial_params(self, params: Params) -> None:
-        self._given = params
 
     def sample(self, params: Params) -> Params:
         if self._state is None or params is not self._last:  # somebody moved the chain
@@ -144,7 +152,7 @@ class PyroKernel(MCMCKernel):
         }
 
 
-class PyroMachineKernel(MCMCKernel):
+class PyroMachineKernel(_Face):
     """A :class:`~pyrodgm.kernels.base.Kernel` over an energy model's x: one ``run_kernel`` move a step, no warm-up.
 
     It is for states that no Pyro program has as latents, such as the units of a Boltzmann machine.
@@ -168,8 +176,6 @@ class PyroMachineKernel(MCMCKernel):
         super().__init__()
         self.kernel, self.model = kernel, model
         self.transforms: dict[str, Any] = {}  # x is drawn as it is
-        self._given: Params | None = None
-        self._initial: Params = {}
         self._context: Tensor | None = None
 
     def setup(self, warmup_steps: int, context: Tensor | None = None) -> None:
@@ -180,14 +186,6 @@ class PyroMachineKernel(MCMCKernel):
 
     def cleanup(self) -> None:
         self._given = None
-
-    @property
-    def initial_params(self) -> Params:
-        return self._initial
-
-    @initial_params.setter
-    def initial_params(self, params: Params) -> None:
-        self._given = params
 
     def sample(self, params: Params) -> Params:
         own = self.model.kernel
