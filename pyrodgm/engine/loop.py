@@ -287,8 +287,6 @@ class Trainer:
             stop = self._compare(row)
             bar.held_out(row["held_out"])
         self.fit.history.append(row)
-        if self.settings.csv is not None and self.main:
-            write_csv(self.settings.csv, self.fit.history)
         if self.batch >= self.per_epoch:
             self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
         self.fit.timings = self._timings()
@@ -300,8 +298,9 @@ class Trainer:
             if self.batch == 0 and not self.several:  # a mistake in a callback costs no epoch
                 self._save()
             raise
-        if self.settings.csv is not None and self.main and self.settings.callbacks:  # again, with what they add to it
-            write_csv(self.settings.csv, self.fit.history)
+        finally:
+            if self.settings.csv is not None and self.main:
+                write_csv(self.settings.csv, self.fit.history)  # with what callbacks add to it
         return self.fabric.broadcast(stop) if self.several else stop
 
     def _check(self) -> None:
