@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, in_its_precision
 from pyrodgm.bijectors.events import check_size
@@ -94,10 +95,20 @@ class _Transform(BijectiveTransform):
         context = None if context is None else context.reshape(lead.numel(), context.shape[-1])
         with in_its_precision(y):
             if torch.is_grad_enabled():
+                self._check_dropout()
                 x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
             else:  # nothing to remember
                 x, ladj = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
         return x.reshape(*lead, self.features), ladj.reshape(lead)
+
+    def _check_dropout(self) -> None:
+        """The backward pass runs the network once more, and dropout would drop other units there."""
+        dropout = any(isinstance(part, _DropoutNd) and part.training for part in self.net.activation.modules())
+        if dropout:
+            raise ValueError(
+                "expected no dropout in the sequential way of an autoregressive map where gradients are wanted; train "
+                "by the other way (an MAF by log_prob, an IAF by rsample), call eval() or leave the dropout out"
+            )
 
     def _by_passes(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The inverse by D passes of the network, of plain operations: for transforms of ``torch.func``."""
@@ -123,6 +134,8 @@ class Autoregressive(Bijector):
         univariate: the map T; default :class:`ScaleShift`.
         context: size C of the conditioning vector, 0 for none.
         hidden: widths of the masked network's hidden layers.
+        activation: makes one activation module of that network; with dropout the flow can learn by the way of one
+            pass alone.
         order: ``order[d]`` is the rank of feature d; default natural.
     Shapes: x (*B, D), context (*B, C) -> y (*B, D), ladj (*B,) in nats.
     Source: Papamakarios et al. (2017), arXiv:1705.07057; Kingma et al. (2016), arXiv:1606.04934.
@@ -140,11 +153,14 @@ class Autoregressive(Bijector):
         *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         order: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.univariate = ScaleShift() if univariate is None else univariate
-        self.net = MaskedMLP(features, self.univariate.size, hidden, context=context, order=order)
+        self.net = MaskedMLP(
+            features, self.univariate.size, hidden, context=context, order=order, activation=activation
+        )
         self.net.columns = self.univariate.columns
         self.volume_preserving = self.univariate.volume_preserving
         self.features, self.context = features, context

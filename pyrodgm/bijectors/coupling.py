@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,8 @@ class Coupling(Bijector):
         univariate: the map T; default :class:`ScaleShift`.
         context: size of the conditioning vector, 0 for none.
         hidden: widths of the network's hidden layers; the last layer starts at 0, so the map starts as the identity.
+        activation: makes one activation module of that network, such as ``lambda: nn.Sequential(nn.ReLU(),
+            nn.Dropout(0.2))`` for small data.
         split: size of the first half; default D // 2.
         flip: move the first half instead of the second.
         net: any module from (*B, kept + context) to (*B, P * moved) numbers, each of the P parameters in a row
@@ -99,6 +101,7 @@ class Coupling(Bijector):
         *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         split: int | None = None,
         flip: bool = False,
         net: nn.Module | None = None,
@@ -118,9 +121,9 @@ class Coupling(Bijector):
         if net is None:
             outputs = self.univariate.size * (event[0] - kept)
             if self.dims == 1:
-                net = MLP(kept + context, outputs, hidden, last_scale=0.0, columns=self.univariate.columns)
+                net = MLP(kept + context, outputs, hidden, activation, last_scale=0.0, columns=self.univariate.columns)
             else:
-                net = ConvNet(kept + context, outputs, hidden, last_scale=0.0)
+                net = ConvNet(kept + context, outputs, hidden, activation, last_scale=0.0)
         self.net = net
 
     def extra_repr(self) -> str:
@@ -151,12 +154,22 @@ class AffineCoupling(Coupling):
         *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         split: int | None = None,
         flip: bool = False,
         net: nn.Module | None = None,
         bound: float = 2.0,
     ) -> None:
-        super().__init__(features, ScaleShift(bound), context=context, hidden=hidden, split=split, flip=flip, net=net)
+        super().__init__(
+            features,
+            ScaleShift(bound),
+            context=context,
+            hidden=hidden,
+            activation=activation,
+            split=split,
+            flip=flip,
+            net=net,
+        )
 
 
 class AdditiveCoupling(Coupling):
@@ -177,8 +190,18 @@ class AdditiveCoupling(Coupling):
         *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         split: int | None = None,
         flip: bool = False,
         net: nn.Module | None = None,
     ) -> None:
-        super().__init__(features, Shift(), context=context, hidden=hidden, split=split, flip=flip, net=net)
+        super().__init__(
+            features,
+            Shift(),
+            context=context,
+            hidden=hidden,
+            activation=activation,
+            split=split,
+            flip=flip,
+            net=net,
+        )

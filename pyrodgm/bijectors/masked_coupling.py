@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class MaskedCoupling(Bijector):
         univariate: the map T; default :class:`ScaleShift`.
         context: size C of the conditioning vector, 0 for none.
         hidden: widths of the network's hidden layers; the last layer starts at 0, so the map starts as the identity.
+        activation: makes one activation module of that network.
         net: any module from the event (beside the context, along its first dimension) to P times as many numbers,
             each of the P parameters in a row; default a perceptron, or for images a
             :class:`~pyrodgm.nets.ConvNet`. Where x is moved it sees 0.
@@ -93,6 +94,7 @@ class MaskedCoupling(Bijector):
         *,
         context: int = 0,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         net: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class MaskedCoupling(Bijector):
         self.triangular = bool(kept.max() < self.moved.min())
         if net is None:
             size = self.univariate.size * len(mask)
-            net = (MLP if mask.dim() == 1 else ConvNet)(len(mask) + context, size, hidden, last_scale=0.0)
+            net = (MLP if mask.dim() == 1 else ConvNet)(len(mask) + context, size, hidden, activation, last_scale=0.0)
         self.net = net
 
     def extra_repr(self) -> str:

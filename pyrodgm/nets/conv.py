@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from pyrodgm.nets.mlp import scale_start
+from pyrodgm.nets.mlp import after_linear, scale_start
 
 __all__ = ["ChannelsLastConv2d", "ConvNet"]
 
@@ -30,12 +30,13 @@ class ChannelsLastConv2d(nn.Conv2d):
 
 
 class ConvNet(nn.Module):
-    """Convolutions with ReLU between them: 3x3 at both ends, 1x1 in the middle.
+    """Convolutions with an activation between them: 3x3 at both ends, 1x1 in the middle.
 
     Args:
         inputs: input channels.
         outputs: output channels.
         hidden: channels of the hidden layers, at least one.
+        activation: makes one activation module.
         last_scale: factor on the last layer's initial weights; 0 makes the net start at 0.
     Shapes: (*B, inputs, H, W) -> (*B, outputs, H, W).
     Raises: ValueError for sizes below 1, or no hidden layer.
@@ -45,13 +46,20 @@ class ConvNet(nn.Module):
         torch.Size([5, 2, 4, 4])
     """
 
-    def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), last_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        last_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         if min([inputs, outputs, *hidden]) < 1 or not hidden:
             raise ValueError(f"expected positive channels, one hidden layer or more, got {inputs, outputs, hidden}")
-        layers: list[nn.Module] = [ChannelsLastConv2d(inputs, hidden[0], 3, padding=1), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [ChannelsLastConv2d(inputs, hidden[0], 3, padding=1), after_linear(activation)]
         for a, b in pairwise(hidden):
-            layers += [nn.Conv2d(a, b, 1), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(a, b, 1), after_linear(activation)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(hidden[-1], outputs, 3, padding=1))
         scale_start(self.layers[-1], last_scale)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "ColumnLinear", "MLPCritic", "by_columns", "scale_start"]
+__all__ = ["MLP", "ColumnLinear", "MLPCritic", "after_linear", "by_columns", "scale_start"]
 
 
 class MLP(nn.Sequential):
@@ -46,8 +46,7 @@ class MLP(nn.Sequential):
             last = i == len(hidden)
             layers.append(ColumnLinear(a, b) if last and columns else nn.Linear(a, b))
             if not last:
-                # In place: what it changes is the fresh output of a linear map.
-                layers.append(nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+                layers.append(after_linear(activation))
         scale_start(layers[-1], last_scale)
         super().__init__(*layers)
 
@@ -57,6 +56,11 @@ class ColumnLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return by_columns(x, self.weight, self.bias)
+
+
+def after_linear(activation: Callable[[], nn.Module]) -> nn.Module:
+    """An activation; a ReLU works in place, on the fresh output of the linear map before it."""
+    return nn.ReLU(inplace=True) if activation is nn.ReLU else activation()
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import nn
 
 from pyrodgm.bijectors.base import Bijector, Compose
 from pyrodgm.bijectors.coupling import AffineCoupling
@@ -28,6 +30,7 @@ class Glow(Flow):
         layers: steps at each scale.
         scales: how often images are squeezed.
         hidden: widths, or channels, of each coupling network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size K of the conditioning vector, 0 for none.
         base: density of the latents; default N(0, I).
         alpha: of images, as :class:`~pyrodgm.tractable.ImageFlow`.
@@ -49,6 +52,7 @@ class Glow(Flow):
         *,
         scales: int = 2,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
         alpha: float | None = 0.05,
@@ -58,7 +62,7 @@ class Glow(Flow):
         base = normal_unless(base, features)
 
         def coupling(shape: int | ImageShape, flip: bool = False) -> Bijector:
-            return AffineCoupling(shape, context=context, hidden=hidden, flip=flip)
+            return AffineCoupling(shape, context=context, hidden=hidden, activation=activation, flip=flip)
 
         def step(shape: int | ImageShape) -> list[Bijector]:
             return [ActNorm(shape), LULinear(shape, rotation=True), coupling(shape)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from pyrodgm.bijectors.autoregressive import Autoregressive
 from pyrodgm.bijectors.base import Bijector
@@ -29,6 +30,7 @@ class RealNVP(Flow):
         features: D >= 2.
         layers: number of couplings.
         hidden: widths of each coupling network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         bound: largest absolute log-scale of one coupling.
@@ -46,12 +48,14 @@ class RealNVP(Flow):
         layers: int = 8,
         *,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
         bound: float = 2.0,
     ) -> None:
         super().__init__(
-            normal_unless(base, features), _couplings(features, layers, hidden, context, lambda: ScaleShift(bound))
+            normal_unless(base, features),
+            _couplings(features, layers, lambda: ScaleShift(bound), hidden, activation, context),
         )
 
 
@@ -62,6 +66,7 @@ class NICE(Flow):
         features: D >= 2.
         layers: number of couplings.
         hidden: widths of each coupling network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
     Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
@@ -78,10 +83,11 @@ class NICE(Flow):
         layers: int = 4,
         *,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
     ) -> None:
-        couplings = _couplings(features, layers, hidden, context, Shift)
+        couplings = _couplings(features, layers, Shift, hidden, activation, context)
         # The scale stands next to the base, as in the source: of the way from x to z it is the last.
         super().__init__(normal_unless(base, features), [Affine(features), *couplings])
 
@@ -97,11 +103,12 @@ class _AutoregressiveFlow(Flow):
         layers: int = 5,
         *,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
         univariate: Callable[[], Univariate] = ScaleShift,
     ) -> None:
-        bijectors = _autoregressive(features, layers, hidden, context, univariate)
+        bijectors = _autoregressive(features, layers, univariate, hidden, activation, context)
         if self.one_pass_scoring:
             bijectors = [bijector.inv for bijector in bijectors]
         super().__init__(normal_unless(base, features), bijectors)
@@ -116,6 +123,7 @@ class MAF(_AutoregressiveFlow):
         features: D.
         layers: number of autoregressive layers.
         hidden: widths of each masked network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         univariate: makes the map of one feature for each layer; default an affine one.
@@ -139,6 +147,7 @@ class IAF(_AutoregressiveFlow):
         features: D.
         layers: number of autoregressive layers.
         hidden: widths of each masked network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         univariate: makes the map of one feature for each layer; default an affine one.
@@ -162,6 +171,7 @@ class NSF(Flow):
         features: D, >= 2 for couplings.
         layers: number of layers.
         hidden: widths of each network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         bins: of every spline.
@@ -182,6 +192,7 @@ class NSF(Flow):
         layers: int = 6,
         *,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
         bins: int = 8,
@@ -191,9 +202,8 @@ class NSF(Flow):
     ) -> None:
         make = _autoregressive if autoregressive else _couplings
         # The splines are cheapest from x to y, so that is the way that scores data.
-        parts = [
-            part.inv for part in make(features, layers, hidden, context, lambda: RationalQuadraticSpline(bins, bound))
-        ]
+        splines = make(features, layers, lambda: RationalQuadraticSpline(bins, bound), hidden, activation, context)
+        parts: list[Bijector] = [part.inv for part in splines]
         if mix:
             parts = [b for part in parts for b in (LULinear(features), part)]
         super().__init__(normal_unless(base, features), parts)
@@ -208,6 +218,7 @@ class FlowPlusPlus(Flow):
         features: D >= 2.
         layers: number of couplings.
         hidden: widths of each coupling network's hidden layers.
+        activation: makes one activation module of those networks.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         components: of each mixture.
@@ -225,12 +236,13 @@ class FlowPlusPlus(Flow):
         layers: int = 4,
         *,
         hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
         context: int = 0,
         base: Tractable | None = None,
         components: int = 8,
     ) -> None:
         # The mixture's map is closed from x to z, so that is the way that scores data.
-        couplings = _couplings(features, layers, hidden, context, lambda: MixtureLogisticCDF(components))
+        couplings = _couplings(features, layers, lambda: MixtureLogisticCDF(components), hidden, activation, context)
         parts = [b for part in couplings for b in (part.inv, LULinear(features), ActNorm(features))]
         super().__init__(normal_unless(base, features), parts)
 
@@ -268,18 +280,30 @@ class PlanarFlow(Flow):
 
 
 def _couplings(
-    features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
+    features: int,
+    layers: int,
+    univariate: Callable[[], Univariate],
+    hidden: Sequence[int],
+    activation: Callable[[], nn.Module],
+    context: int,
 ) -> list[Bijector]:
     """The halves are moved in turn."""
     check_layers(layers)
-    return [Coupling(features, univariate(), context=context, hidden=hidden, flip=bool(i % 2)) for i in range(layers)]
+    net: dict[str, Any] = {"hidden": hidden, "activation": activation, "context": context}
+    return [Coupling(features, univariate(), flip=bool(i % 2), **net) for i in range(layers)]
 
 
 def _autoregressive(
-    features: int, layers: int, hidden: Sequence[int], context: int, univariate: Callable[[], Univariate]
+    features: int,
+    layers: int,
+    univariate: Callable[[], Univariate],
+    hidden: Sequence[int],
+    activation: Callable[[], nn.Module],
+    context: int,
 ) -> list[Bijector]:
     """The order is reversed from layer to layer."""
     check_layers(layers)
     natural = torch.arange(features)
     orders = [natural if i % 2 == 0 else natural.flip(0) for i in range(layers)]
-    return [Autoregressive(features, univariate(), context=context, hidden=hidden, order=order) for order in orders]
+    net: dict[str, Any] = {"hidden": hidden, "activation": activation, "context": context}
+    return [Autoregressive(features, univariate(), order=order, **net) for order in orders]

@@ -180,3 +180,50 @@ def test_an_ffjord_takes_another_trace_in_training():
     exact.load_state_dict(noisy.state_dict())
     torch.testing.assert_close(exact.train().log_prob(rows()), noisy.log_prob(rows()))
     assert not torch.allclose(noisy.train().log_prob(rows()), exact.log_prob(rows()))
+
+
+def dropping():
+    return torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("name", ["RealNVP", "NICE", "MAF", "IAF", "NSF", "FlowPlusPlus", "Glow"])
+def test_networks_are_of_the_activation(name):
+    torch.manual_seed(0)
+    flow = grow(BUILD[name](activation=torch.nn.Tanh)).double()
+    kinds = [type(module) for module in flow.modules()]
+    assert torch.nn.Tanh in kinds
+    assert torch.nn.ReLU not in kinds
+    x, ladj = Compose(flow.bijectors).condition().call_and_ladj(rows())
+    back, minus = Compose(flow.bijectors).condition().inverse_and_ladj(x)
+    torch.testing.assert_close(back, rows())
+    torch.testing.assert_close(minus, -ladj)
+
+
+def test_image_couplings_are_of_the_activation():
+    kinds = [type(module) for module in Glow((1, 4, 4), 1, scales=1, hidden=[4], activation=torch.nn.Tanh).modules()]
+    assert torch.nn.Tanh in kinds
+    assert torch.nn.ReLU not in kinds
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_dropout_acts_in_training_alone(autoregressive):
+    torch.manual_seed(0)
+    flow = grow(NSF(2, 2, hidden=[32], autoregressive=autoregressive, activation=dropping)).double()
+    assert not torch.equal(flow.log_prob(rows()), flow.log_prob(rows()))
+    flow.eval()
+    assert torch.equal(flow.log_prob(rows()), flow.log_prob(rows()))
+
+
+@pytest.mark.parametrize("name", ["MAF", "IAF"])
+def test_dropout_is_refused_where_its_gradient_would_be_wrong(name):
+    """Of the sequential way, whose backward pass runs the network again."""
+    flow = BUILD[name](activation=dropping)
+    draw, score = lambda: flow.condition().rsample((3,)), lambda: flow.log_prob(torch.zeros(3, 2))
+    sequential, one_pass = (draw, score) if name == "MAF" else (score, draw)
+    one_pass().sum().backward()
+    with pytest.raises(ValueError, match="expected no dropout in the sequential way"):
+        sequential()
+    with torch.no_grad():
+        sequential()
+    flow.eval()
+    sequential().sum().backward()
