@@ -33,7 +33,7 @@ def build(options: argparse.Namespace, revive_below: float) -> VQVAE:
     latent = options.positions * options.size
     return VQVAE(
         encoder=MLP(D, latent, [400, 400]),
-        likelihood=Parametric(dist.Bernoulli, D, latent, [400, 400]),
+        likelihood=Parametric(dist.Bernoulli, D, context=latent, hidden=[400, 400]),
         codebook=Codebook(options.codes, options.size, revive_below=revive_below),
     )
 

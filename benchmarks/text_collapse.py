@@ -90,7 +90,7 @@ def build(name: str, row: Row, words: int, options: argparse.Namespace) -> Gener
     if not context:
         return decoder
     reader = TokenEncoder(options.length, words, 2 * context, [options.hidden], options.embedding)
-    return VAE(StandardNormal(context), decoder, Parametric(dist.Normal, context, options.length, net=reader))
+    return VAE(StandardNormal(context), decoder, Parametric(dist.Normal, context, context=options.length, net=reader))
 
 
 def train(

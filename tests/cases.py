@@ -280,7 +280,7 @@ def _mixture(context: int = 0) -> MADE:
 
 
 def _resampled(context: int = 0) -> Resampled:
-    return Resampled(2, HIDDEN, context, tries=5, points=1024)
+    return Resampled(2, hidden=HIDDEN, context=context, tries=5, points=1024)
 
 
 def _nsf(context: int = 0, autoregressive: bool = False) -> NSF:
@@ -297,7 +297,7 @@ def _flow(context: int = 0) -> Flow:
 
 def _inverse_flow(context: int = 0) -> Flow:
     return Flow(
-        Parametric(dist.Normal, 2, context),
+        Parametric(dist.Normal, 2, context=context),
         [Inverse(AffineCoupling(2, context=context, hidden=HIDDEN)), Inverse(Affine(2))],
     )
 
@@ -305,7 +305,7 @@ def _inverse_flow(context: int = 0) -> Flow:
 def _flow_vae(context: int = 0) -> VAE:
     return VAE(
         prior=RealNVP(2, 2, hidden=HIDDEN, context=context),
-        likelihood=Parametric(dist.Normal, 3, 2 + context, HIDDEN),
+        likelihood=Parametric(dist.Normal, 3, context=2 + context, hidden=HIDDEN),
         guide=RealNVP(2, 2, hidden=HIDDEN, context=3 + context),
         context=context,
     )
@@ -315,7 +315,7 @@ def _made_vae(context: int = 0) -> VAE:
     return VAE(
         prior=StandardNormal(2),
         likelihood=MADE(5, HIDDEN, context=2 + context),
-        guide=Parametric(dist.Normal, 2, 5 + context, HIDDEN),
+        guide=Parametric(dist.Normal, 2, context=5 + context, hidden=HIDDEN),
         context=context,
     )
 
@@ -324,7 +324,7 @@ def _mixed(context: int = 0) -> Mixture:
     gate = nn.Linear(context, 3) if context else None
     members = [
         StandardNormal(2),
-        Parametric(dist.Laplace, 2, context, HIDDEN),
+        Parametric(dist.Laplace, 2, context=context, hidden=HIDDEN),
         RealNVP(2, 2, hidden=HIDDEN, context=context),
     ]
     return Mixture(members, gate)
@@ -339,50 +339,50 @@ def _kde(kernel: str = "gaussian", **options: Any) -> KDE:
 
 
 def _vamp(context: int = 0) -> VampPrior:
-    return VampPrior(Parametric(dist.Normal, 2, 3 + context, HIDDEN), 4, context)
+    return VampPrior(Parametric(dist.Normal, 2, context=3 + context, hidden=HIDDEN), 4, context=context)
 
 
 def _prior_vae(prior: str, context: int = 0) -> VAE:
     """A VAE of Bernoulli features with the prior of that name."""
-    guide = Parametric(dist.Normal, 2, 5 + context, HIDDEN)
+    guide = Parametric(dist.Normal, 2, context=5 + context, hidden=HIDDEN)
     priors = {
         "made": lambda: _mixture(context),
         "mixture": lambda: _mixed(context),
-        "vamp": lambda: VampPrior(guide, 4, context, constraints.unit_interval),
+        "vamp": lambda: VampPrior(guide, 4, context=context, support=constraints.unit_interval),
     }
-    return VAE(priors[prior](), Parametric(dist.Bernoulli, 5, 2 + context, HIDDEN), guide, context)
+    return VAE(priors[prior](), Parametric(dist.Bernoulli, 5, context=2 + context, hidden=HIDDEN), guide, context)
 
 
 def _autoencoder(context: int = 0) -> VAE:
     """A denoising autoencoder: a guide of fixed scale that reads corrupted rows."""
-    guide = Amortized(Parametric(dist.Normal, 2, 5 + context, HIDDEN, fixed={"scale": 0.3}))
-    likelihood = Parametric(dist.Bernoulli, 5, 2 + context, HIDDEN)
+    guide = Amortized(Parametric(dist.Normal, 2, context=5 + context, hidden=HIDDEN, fixed={"scale": 0.3}))
+    likelihood = Parametric(dist.Bernoulli, 5, context=2 + context, hidden=HIDDEN)
     return VAE(StandardNormal(2), likelihood, Corrupted(guide, MaskingNoise(0.3)), context)
 
 
 def _skip_vae(context: int = 0) -> VAE:
-    likelihood = Parametric(dist.Bernoulli, 5, 2 + context, net=SkipMLP(2 + context, 5, [8, 8]))
-    return VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, 5 + context, HIDDEN), context)
+    likelihood = Parametric(dist.Bernoulli, 5, context=2 + context, net=SkipMLP(2 + context, 5, [8, 8]))
+    return VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, context=5 + context, hidden=HIDDEN), context)
 
 
 def _recurrent(context: int = 0, end: int | None = 0, gru: bool = False) -> Recurrent:
     """Sequences of four tokens 0 and 1; a GRU has two layers and the context in its logits."""
     net = RecurrentNet(2, [5, 6], 3, context, nn.GRU, skip=bool(context)) if gru else None
-    return Recurrent(4, 2, [6], 3, context, end, net=net)
+    return Recurrent(4, 2, hidden=[6], embedding=3, context=context, end=end, net=net)
 
 
 def _sentence_vae(context: int = 0) -> VAE:
     """Without an end, so that every binary row is in its support."""
     encoder = TokenEncoder(4, 2, 4, [6], 3, None, context)
-    guide = Parametric(dist.Normal, 2, 4 + context, net=encoder)
+    guide = Parametric(dist.Normal, 2, context=4 + context, net=encoder)
     return VAE(StandardNormal(2), _recurrent(2 + context, None), guide, context)
 
 
 def _levels(family: str, context: int = 0) -> Parametric:
     """Two features of two levels in a family that has as many as one likes."""
     if family == "logistic":
-        return Parametric(DiscretizedLogistic, 2, context, fixed={"levels": 2})
-    return Parametric(Codes, 2, context, sizes={"logits": 2})
+        return Parametric(DiscretizedLogistic, 2, context=context, fixed={"levels": 2})
+    return Parametric(Codes, 2, context=context, sizes={"logits": 2})
 
 
 def _vqvae(context: int = 0) -> VQVAE:
@@ -403,7 +403,7 @@ def _boltzmann(hidden: int = 0, context: int = 0) -> BoltzmannMachine:
 
 
 def _neural(context: int = 0, base: bool = False) -> NeuralEnergy:
-    density = Parametric(dist.Normal, 2, context, HIDDEN, activation=nn.Tanh) if base else None
+    density = Parametric(dist.Normal, 2, context=context, hidden=HIDDEN, activation=nn.Tanh) if base else None
     energy = NeuralEnergy.mlp(2, HIDDEN, context, density)
     energy.sample_steps = 5  # no contract asks that the chains have arrived
     return energy
@@ -518,10 +518,14 @@ MODELS: dict[str, ModelCase] = {
         lambda: MAF(2, 1, hidden=HIDDEN, base=RealNVP(2, 2, hidden=HIDDEN)), None, reparameterised=True
     ),
     "Parametric normal": ModelCase(
-        lambda: Parametric(dist.Normal, 2), lambda: Parametric(dist.Normal, 2, C, HIDDEN), reparameterised=True
+        lambda: Parametric(dist.Normal, 2),
+        lambda: Parametric(dist.Normal, 2, context=C, hidden=HIDDEN),
+        reparameterised=True,
     ),
     "Parametric Bernoulli": ModelCase(
-        lambda: Parametric(dist.Bernoulli, (2, 2)), lambda: Parametric(dist.Bernoulli, (2, 2), C, HIDDEN), binary=True
+        lambda: Parametric(dist.Bernoulli, (2, 2)),
+        lambda: Parametric(dist.Bernoulli, (2, 2), context=C, hidden=HIDDEN),
+        binary=True,
     ),
     "StandardNormal": ModelCase(lambda: StandardNormal(2), None, reparameterised=True),
     "MADE categorical": ModelCase(
@@ -828,7 +832,7 @@ GUIDES: dict[str, GuideCase] = {
     "VariationalDequantization": GuideCase(_dequantized, lambda: _dequantized(variational=True).guide),
     "EmptyGuide": GuideCase(_made, EmptyGuide),
     "Amortized Gaussian": GuideCase(
-        lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(Parametric(dist.Normal, 2, 5, HIDDEN))
+        lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(Parametric(dist.Normal, 2, context=5, hidden=HIDDEN))
     ),
     "Amortized flow": GuideCase(
         lambda: VAE.mlp(5, 2, HIDDEN), lambda: Amortized(RealNVP(2, 2, hidden=HIDDEN, context=5))
@@ -856,7 +860,9 @@ def _scored(guide: ImplicitGuide) -> nn.Module:
 
 GUIDES |= {
     "MeanField": _of_program(lambda sites: MeanField(sites, HIDDEN)),
-    "PackedGuide": _of_program(lambda sites: PackedGuide(sites, None, Parametric(dist.Normal, 2, 5, HIDDEN))),
+    "PackedGuide": _of_program(
+        lambda sites: PackedGuide(sites, None, Parametric(dist.Normal, 2, context=5, hidden=HIDDEN))
+    ),
     "FullCovariance": _of_program(lambda sites: FullCovariance(sites, HIDDEN)),
     "FlowGuide": _of_program(lambda sites: FlowGuide(sites, layers=2, hidden=HIDDEN)),
     "Hierarchical": _of_program(lambda sites: Hierarchical(sites, 2, HIDDEN)),

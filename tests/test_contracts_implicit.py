@@ -42,7 +42,7 @@ def jensen_shannon(shift):
 def trained_critic(gan, steps=600):
     """An expressive critic trained against a fixed generator, through the objective."""
     torch.manual_seed(0)
-    objective = Adversarial(MLPCritic(1, 0, (32, 32)), Minimax())
+    objective = Adversarial(MLPCritic(1, context=0, hidden=(32, 32)), Minimax())
     optimizer = torch.optim.Adam(objective.critic.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -166,7 +166,7 @@ def test_the_critic_moves_first():
 
 def test_critic_steps():
     model = ready(MODELS["GAN"])
-    objective = Adversarial(MLPCritic(2, 0, HIDDEN).double(), critic_steps=3)
+    objective = Adversarial(MLPCritic(2, context=0, hidden=HIDDEN).double(), critic_steps=3)
     players = [player for player, _ in objective(model, rows(MODELS["GAN"], model, 4))]
     assert players == ["critic"] * 3 + ["generator"]
     assert Adversarial.mlp(model, HIDDEN, critic_steps=3).critic_steps == 3

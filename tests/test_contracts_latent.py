@@ -543,9 +543,13 @@ def test_a_guide_of_other_sites_is_refused(objective):
 
 COMPOSED = {
     "flow prior and guide": lambda: VAE(
-        RealNVP(2, 2, hidden=HIDDEN), Parametric(dist.Bernoulli, 5, 2, HIDDEN), RealNVP(2, 2, hidden=HIDDEN, context=5)
+        RealNVP(2, 2, hidden=HIDDEN),
+        Parametric(dist.Bernoulli, 5, context=2, hidden=HIDDEN),
+        RealNVP(2, 2, hidden=HIDDEN, context=5),
     ),
-    "MADE decoder": lambda: VAE(StandardNormal(2), MADE(5, HIDDEN, context=2), Parametric(dist.Normal, 2, 5, HIDDEN)),
+    "MADE decoder": lambda: VAE(
+        StandardNormal(2), MADE(5, HIDDEN, context=2), Parametric(dist.Normal, 2, context=5, hidden=HIDDEN)
+    ),
     "MADE everywhere": lambda: VAE(MADE(3, HIDDEN), MADE(5, HIDDEN, context=3), MADE(3, HIDDEN, context=5)),
 }
 

@@ -93,8 +93,8 @@ class _Mixture(nn.Module):
     def __init__(self, features: int, auxiliary: int, context: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.auxiliary = StandardNormal(auxiliary)
-        self.forth = Parametric(dist.Normal, features, auxiliary + context, hidden)
-        self.back = Parametric(dist.Normal, auxiliary, features + context, hidden)
+        self.forth = Parametric(dist.Normal, features, context=auxiliary + context, hidden=hidden)
+        self.back = Parametric(dist.Normal, auxiliary, context=features + context, hidden=hidden)
 
     def begin(self, loc: Tensor, scale: float) -> None:
         """Start q(u | a) near N(loc, scale^2)."""

@@ -156,7 +156,7 @@ class VQVAE(VAE):
         """
         return cls(
             encoder=MLP(features + context, positions * size, hidden),
-            likelihood=Parametric(family, features, positions * size + context, tuple(reversed(hidden))),
+            likelihood=Parametric(family, features, context=positions * size + context, hidden=tuple(reversed(hidden))),
             codebook=Codebook(codes, size),
             code_prior=code_prior,
             context=context,

@@ -149,9 +149,9 @@ class M2(Latent):
         """
         return cls(
             classes,
-            Parametric(family, features, latent + classes, tuple(reversed(hidden))),
+            Parametric(family, features, context=latent + classes, hidden=tuple(reversed(hidden))),
             MLP(features, classes, hidden),
-            Parametric(dist.Normal, latent, features + classes, hidden),
+            Parametric(dist.Normal, latent, context=features + classes, hidden=hidden),
             labelled=labelled,
         )
 

@@ -90,7 +90,7 @@ class MLPCritic(nn.Module):
         torch.Size([3])
     """
 
-    def __init__(self, features: int, context: int = 0, hidden: Sequence[int] = (256, 256)) -> None:
+    def __init__(self, features: int, *, context: int = 0, hidden: Sequence[int] = (256, 256)) -> None:
         super().__init__()
         self.net = MLP(features + context, 1, hidden, activation=lambda: nn.LeakyReLU(0.2))
 

@@ -102,7 +102,7 @@ class Adversarial(Objective):
         critic_steps: int = 1,
     ) -> Adversarial:
         """An objective whose critic is a perceptron over the model's event and context."""
-        critic = MLPCritic(model.event_shape.numel(), model.context, hidden).to(model.dtype)
+        critic = MLPCritic(model.event_shape.numel(), context=model.context, hidden=hidden).to(model.dtype)
         return cls(critic, game, critic_steps)
 
     def check(self, model: GenerativeModel) -> None:

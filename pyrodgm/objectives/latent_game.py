@@ -108,7 +108,9 @@ class AdversarialAutoencoder(_LatentGame):
         critic_steps: int = 1,
     ) -> AdversarialAutoencoder:
         """An objective whose critic is a perceptron over the model's latents and context."""
-        return cls(MLPCritic(_latent_size(model), model.context, hidden).to(model.dtype), game, critic_steps)
+        return cls(
+            MLPCritic(_latent_size(model), context=model.context, hidden=hidden).to(model.dtype), game, critic_steps
+        )
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
         critic = self.critic.parameters()
@@ -205,7 +207,7 @@ class AdversarialVariationalBayes(_LatentGame):
                 raise TypeError(_WANTED.format(type(model.guide).__name__))
             critic = Contrast(model.guide, hidden)
         else:
-            critic = MLPCritic(model.event_shape.numel() + _latent_size(model), model.context, hidden)
+            critic = MLPCritic(model.event_shape.numel() + _latent_size(model), context=model.context, hidden=hidden)
         return cls(critic.to(model.dtype), critic_steps, particles)
 
     def check(self, model: GenerativeModel) -> None:

@@ -58,6 +58,7 @@ class KDE(Tractable):
         self,
         data: Tensor,
         kernel: str = "gaussian",
+        *,
         bandwidth: str | float = "scott",
         adaptive: bool = False,
         metric: str = "mahalanobis",

@@ -69,6 +69,7 @@ class Parametric(Tractable):
         self,
         family: type[TorchDistribution],
         features: int | tuple[int, ...],
+        *,
         context: int = 0,
         hidden: Sequence[int] = (),
         net: nn.Module | None = None,

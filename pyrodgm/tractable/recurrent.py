@@ -64,6 +64,7 @@ class Recurrent(Tractable):
         self,
         length: int,
         vocabulary: int,
+        *,
         hidden: Sequence[int] = (256,),
         embedding: int = 128,
         context: int = 0,

@@ -99,6 +99,7 @@ class Resampled(Tractable):
     def __init__(
         self,
         features: int,
+        *,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         tries: int = 100,

@@ -45,7 +45,7 @@ class VampPrior(Tractable):
     """
 
     def __init__(
-        self, posterior: Tractable, pseudo_inputs: int = 500, context: int = 0, support: Any = constraints.real
+        self, posterior: Tractable, pseudo_inputs: int = 500, *, context: int = 0, support: Any = constraints.real
     ) -> None:
         super().__init__(tuple(posterior.event_shape), context)
         features = posterior.context - context

@@ -101,7 +101,7 @@ def test_ours_as_theirs():
 
 def test_draws_of_ours_stand_with_their_context():
     """Six contexts far apart, five draws of each."""
-    far = Parametric(dist.Normal, D, 1, net=torch.nn.Linear(1, D, bias=False), fixed={"scale": 0.1})
+    far = Parametric(dist.Normal, D, context=1, net=torch.nn.Linear(1, D, bias=False), fixed={"scale": 0.1})
     torch.nn.init.constant_(far.net.weight, 100.0)
     c = torch.arange(6.0).unsqueeze(-1)
     found = AsNflowsDistribution(far).sample(5, context=c)

@@ -97,11 +97,11 @@ def test_a_vae_and_a_context():
 
 
 def test_what_has_no_mean_in_closed_form_is_named():
-    normal, x = Parametric(dist.Normal, 2, 6), (torch.rand(4, 6) > 0.5).float()
+    normal, x = Parametric(dist.Normal, 2, context=6), (torch.rand(4, 6) > 0.5).float()
     by_pixels = VAE(StandardNormal(2), MADE(6, [8], context=2), normal)
     with pytest.raises(TypeError, match=r"likelihood with a mean in closed form, got Auto\w+, .* model\.reconstruct"):
         interpolate(by_pixels, x, x)
-    by_flow = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 6, 2), RealNVP(2, 2, context=6))
+    by_flow = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 6, context=2), RealNVP(2, 2, context=6))
     with pytest.raises(TypeError, match=r"guide with a mean in closed form, got FlowDistribution"):
         encode(by_flow, x)
     assert by_pixels.reconstruct(x).shape == by_flow.reconstruct(x).shape == (4, 6)

@@ -79,8 +79,8 @@ def test_any_family_is_a_vaes_likelihood(name):
     """Each feature's probabilities (or density, by the trapezoid) sum to one at a latent's parameters; draws fit."""
     family, options, levels = FAMILIES[name]
     torch.manual_seed(0)
-    likelihood = Parametric(family, 3, 2, [8], **options)
-    vae = VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, 3, [8])).double()
+    likelihood = Parametric(family, 3, context=2, hidden=[8], **options)
+    vae = VAE(StandardNormal(2), likelihood, Parametric(dist.Normal, 2, context=3, hidden=[8])).double()
     x = vae.sample(4)
     assert bool(vae.support.check(x).all())
     loss = -vae.log_weights(x, particles=2).mean()
@@ -163,7 +163,11 @@ def test_independent_codes_of_a_grid():
 
 
 def test_the_mean_of_a_vae_of_codes_is_decoded():
-    vae = VAE(StandardNormal(2), Parametric(Codes, 3, 2, [8], sizes={"logits": 4}), Parametric(dist.Normal, 2, 3, [8]))
+    vae = VAE(
+        StandardNormal(2),
+        Parametric(Codes, 3, context=2, hidden=[8], sizes={"logits": 4}),
+        Parametric(dist.Normal, 2, context=3, hidden=[8]),
+    )
     z = torch.randn(5, 2)
     p = vae.decode(z).base_dist.probs
     torch.testing.assert_close(decode(vae, z), (p * torch.arange(4)).sum(-1))

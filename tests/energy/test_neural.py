@@ -238,8 +238,8 @@ def energy_vae():
     torch.manual_seed(3)
     prior = NeuralEnergy.mlp(1, [6], kernel=MALA(0.9), activation=nn.Tanh)
     prior.negative_steps = 30
-    likelihood = Parametric(dist.Bernoulli, 3, 1, [6], activation=nn.Tanh)
-    guide = Parametric(dist.Normal, 1, 3, [6], activation=nn.Tanh)
+    likelihood = Parametric(dist.Bernoulli, 3, context=1, hidden=[6], activation=nn.Tanh)
+    guide = Parametric(dist.Normal, 1, context=3, hidden=[6], activation=nn.Tanh)
     return grow(VAE(prior, likelihood, guide), 0.3).double()
 
 

@@ -354,7 +354,7 @@ def tensors_of(value):
 
 
 def gated():
-    return Mixture([Parametric(dist.Normal, 2, 3), Parametric(dist.Normal, 2)], nn.Linear(3, 2))
+    return Mixture([Parametric(dist.Normal, 2, context=3), Parametric(dist.Normal, 2)], nn.Linear(3, 2))
 
 
 AUTOCAST = {

@@ -93,7 +93,7 @@ def test_kl_per_dimension_by_draws():
     """A Student's t as prior: no closed form, an unbiased estimate, and its variance falls as one over the draws."""
     torch.manual_seed(0)
     prior = Parametric(dist.StudentT, 2, fixed={"df": 4.0})
-    vae = grow(VAE(prior, Parametric(dist.Bernoulli, 3, 2), Parametric(dist.Normal, 2, 3))).double()
+    vae = grow(VAE(prior, Parametric(dist.Bernoulli, 3, context=2), Parametric(dist.Normal, 2, context=3))).double()
     x = all_binary((3,))
     z = torch.linspace(-30, 30, 20_001, dtype=torch.float64).reshape(-1, 1, 1)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_kl_per_dimension_by_draws():
 
 def scalar_vae(spread):
     """q(z | x) = N(spread x, 0.6) for x in one dimension."""
-    vae = VAE(StandardNormal(1), Parametric(dist.Normal, 1, 1), Parametric(dist.Normal, 1, 1)).double()
+    vae = VAE(StandardNormal(1), Parametric(dist.Normal, 1, context=1), Parametric(dist.Normal, 1, context=1)).double()
     with torch.no_grad():
         net = vae.guide.posterior.net[0]
         net.weight.copy_(torch.tensor([[spread], [0.0]]))
@@ -194,7 +194,11 @@ def test_collapse_is_seen():
 def test_a_collapse_is_told_once_after_the_epochs_of_grace(wait):
     """Of a guide that is the prior from the start."""
     prior = StandardNormal(2)
-    vae = VAE(prior, Parametric(dist.Bernoulli, 3, 2), Parametric(dist.Normal, 2, 3, net=torch.nn.Linear(3, 4)))
+    vae = VAE(
+        prior,
+        Parametric(dist.Bernoulli, 3, context=2),
+        Parametric(dist.Normal, 2, context=3, net=torch.nn.Linear(3, 4)),
+    )
     for p in vae.guide.parameters():
         torch.nn.init.zeros_(p)
     watch = WatchCollapse(torch.rand(40, 3).round(), wait=wait)
@@ -359,8 +363,8 @@ def test_mistakes_are_named(call, match):
 
 def test_every_guide_is_measured():
     x = (torch.rand(30, 5) < 0.5).float()
-    likelihood = Parametric(dist.Bernoulli, 5, 2, HIDDEN)
-    for guide in (RealNVP(2, 2, hidden=HIDDEN, context=5), Parametric(dist.Normal, 2, 5, HIDDEN)):
+    likelihood = Parametric(dist.Bernoulli, 5, context=2, hidden=HIDDEN)
+    for guide in (RealNVP(2, 2, hidden=HIDDEN, context=5), Parametric(dist.Normal, 2, context=5, hidden=HIDDEN)):
         use = latent_use(VAE(RealNVP(2, 2, hidden=HIDDEN), likelihood, guide), x)
         assert use.units == 2
         assert all(math.isfinite(v) for v in use)

@@ -17,8 +17,8 @@ from pyrodgm.tractable import Parametric
 def binary_vae(corruption):
     """Two binary latents, so p(x) is a sum of four terms."""
     torch.manual_seed(0)
-    guide = Amortized(Parametric(dist.Bernoulli, 2, 3, [8]))
-    likelihood = Parametric(dist.Bernoulli, 3, 2, [8])
+    guide = Amortized(Parametric(dist.Bernoulli, 2, context=3, hidden=[8]))
+    likelihood = Parametric(dist.Bernoulli, 3, context=2, hidden=[8])
     return VAE(Parametric(dist.Bernoulli, 2), likelihood, Corrupted(guide, corruption)).double()
 
 
@@ -64,8 +64,8 @@ def test_the_fixed_scale_autoencoder_is_a_penalised_reconstruction():
 
     torch.manual_seed(0)
     encoder, scale = nn.Linear(3, 2), 0.2
-    guide = Parametric(dist.Normal, 2, 3, net=encoder, fixed={"scale": scale})
-    vae, x = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 3, 2), guide).double(), all_binary((3,))
+    guide = Parametric(dist.Normal, 2, context=3, net=encoder, fixed={"scale": scale})
+    vae, x = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 3, context=2), guide).double(), all_binary((3,))
     torch.manual_seed(1)
     loss = ELBO().loss(vae, x)
     torch.manual_seed(1)

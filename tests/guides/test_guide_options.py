@@ -102,7 +102,7 @@ def test_an_encoder_is_a_part_of_the_guide_that_trains():
 @pytest.mark.parametrize(
     "guide",
     [
-        Amortized(Parametric(dist.Normal, 2, 2), site="w"),
+        Amortized(Parametric(dist.Normal, 2, context=2), site="w"),
         UniformDequantization(4, site="w"),
         VariationalDequantization(
             Flow(StandardNormal(2), [AffineCoupling(2, context=2, hidden=HIDDEN), Elementwise(2, Sigmoid())]),

@@ -28,7 +28,7 @@ def vae():
 
 
 def vqvae(encoder=6, codes=4, code_prior=None):
-    return VQVAE(MLP(6, encoder), Parametric(dist.Bernoulli, 6, 6), Codebook(codes, 3), code_prior)
+    return VQVAE(MLP(6, encoder), Parametric(dist.Bernoulli, 6, context=6), Codebook(codes, 3), code_prior)
 
 
 def code_prior(positions, codes):

@@ -33,10 +33,10 @@ def binary_style():
     torch.manual_seed(0)
     model = M2(
         classes=C,
-        likelihood=Parametric(dist.Bernoulli, 4, 2 + C, HIDDEN),
+        likelihood=Parametric(dist.Bernoulli, 4, context=2 + C, hidden=HIDDEN),
         classifier=nn.Linear(4, C),
-        style=Parametric(dist.Bernoulli, 2, 4 + C, HIDDEN),
-        prior=Parametric(dist.Bernoulli, 2, C, HIDDEN),
+        style=Parametric(dist.Bernoulli, 2, context=4 + C, hidden=HIDDEN),
+        prior=Parametric(dist.Bernoulli, 2, context=C, hidden=HIDDEN),
     )
     return grow(model).double().eval()
 
@@ -203,8 +203,8 @@ def test_four_labels_and_unlabelled_rows_come_to_the_best_rule():
     x = (torch.rand(200, 12) < torch.where(truth[:, None] == 1, 0.75, 0.25)).float()
     labels = torch.zeros(200, 2)
     labels[:4] = nn.functional.one_hot(truth[:4], 2).float()
-    likelihood = Parametric(dist.Bernoulli, 12, 1 + 2, net=ClassOnly(12))
-    model = M2(2, likelihood, nn.Linear(12, 2), Parametric(dist.Normal, 1, 12 + 2))
+    likelihood = Parametric(dist.Bernoulli, 12, context=1 + 2, net=ClassOnly(12))
+    model = M2(2, likelihood, nn.Linear(12, 2), Parametric(dist.Normal, 1, context=12 + 2))
     pyrodgm.fit(model, (x, labels), SemiSupervised(5.0), epochs=60, batch_size=50, lr=0.02, progress=False)
     right = (model.classify(x).argmax(-1) == truth).double().mean().item()
     # the best rule counts the ones of 12: it errs with probability P(Binomial(12, 0.25) > 6) + P(= 6) / 2
@@ -219,13 +219,13 @@ def test_mistakes_are_named():
         model(x, torch.where(torch.arange(N)[:, None] == 1, 0.5, labels))
     with pytest.raises(ValueError, match="classes >= 2"):
         M2.mlp(4, 1)
-    style, likelihood = Parametric(dist.Normal, 2, 4 + C), Parametric(dist.Bernoulli, 4, 2 + C)
+    style, likelihood = Parametric(dist.Normal, 2, context=4 + C), Parametric(dist.Bernoulli, 4, context=2 + C)
     with pytest.raises(ValueError, match="expected a prior over"):
         M2(C, likelihood, nn.Linear(4, C), style, StandardNormal(3))
     with pytest.raises(ValueError, match="expected a likelihood with context=4"):
-        M2(C, Parametric(dist.Bernoulli, 4, 2), nn.Linear(4, C), style)
+        M2(C, Parametric(dist.Bernoulli, 4, context=2), nn.Linear(4, C), style)
     with pytest.raises(ValueError, match="expected a style with context=6"):
-        M2(C, likelihood, nn.Linear(4, C), Parametric(dist.Normal, 2, 4))
+        M2(C, likelihood, nn.Linear(4, C), Parametric(dist.Normal, 2, context=4))
     with pytest.raises(TypeError, match="style with rsample"):
         SemiSupervised(1.0).loss(binary_style(), all_binary((4,)), torch.zeros(16, C).double())
     with pytest.raises(ValueError, match="alpha >= 0"):

@@ -398,8 +398,8 @@ def test_weighted_sampling_is_the_papers():
 def test_total_correlation_takes_any_prior_and_refuses_dependent_guides():
     torch.manual_seed(0)
     x = rows(MODELS["VAE"], gaussian_vae(), 6).float()
-    likelihood = Parametric(dist.Bernoulli, 5, 2, HIDDEN)
-    prior = VAE(RealNVP(2, 2, hidden=HIDDEN), likelihood, Parametric(dist.Normal, 2, 5, HIDDEN))
+    likelihood = Parametric(dist.Bernoulli, 5, context=2, hidden=HIDDEN)
+    prior = VAE(RealNVP(2, 2, hidden=HIDDEN), likelihood, Parametric(dist.Normal, 2, context=5, hidden=HIDDEN))
     assert BetaTCVAE().loss(prior, x).isfinite()
     with pytest.raises(TypeError, match="independent dimensions"):
         BetaTCVAE().loss(VAE(StandardNormal(2), likelihood, RealNVP(2, 2, hidden=HIDDEN, context=5)), x)

@@ -129,7 +129,9 @@ def test_discrete_latents_train(objective):
     torch.manual_seed(0)
     x = torch.tensor([[1.0, 0, 1, 0], [0.0, 1, 0, 1]]).repeat(50, 1)
     bits = Parametric(dist.Bernoulli, 2)
-    vae = VAE(bits, Parametric(dist.Bernoulli, 4, 2, [8]), Parametric(dist.Bernoulli, 2, 4, [8]))
+    vae = VAE(
+        bits, Parametric(dist.Bernoulli, 4, context=2, hidden=[8]), Parametric(dist.Bernoulli, 2, context=4, hidden=[8])
+    )
     pyrodgm.fit(vae, x, objective, steps=300, batch_size=50, lr=0.03, progress=False)
     log_p = joint(vae.double(), x[:2].double())[0].logsumexp(0).mean()
     assert log_p > 1.5 * -torch.tensor(2.0).log()  # at best -log 2, without latents -4 log 2
@@ -330,8 +332,8 @@ def line():
     decoder, encoder = nn.Linear(1, 2), nn.Linear(2, 2)
     vae = VAE(
         StandardNormal(1),
-        Parametric(dist.Normal, 2, 1, net=decoder, fixed={"scale": 1.0}),
-        Parametric(dist.Normal, 1, 2, net=encoder),
+        Parametric(dist.Normal, 2, context=1, net=decoder, fixed={"scale": 1.0}),
+        Parametric(dist.Normal, 1, context=2, net=encoder),
     ).double()
     with torch.no_grad():
         decoder.weight.copy_(torch.tensor([[1.0], [-0.5]])), decoder.bias.zero_()
@@ -436,7 +438,7 @@ class Normed(Latent):
     def __init__(self):
         super().__init__((3,))
         self.net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-        self.guide = Amortized(Parametric(dist.Normal, 2, 3))
+        self.guide = Amortized(Parametric(dist.Normal, 2, context=3))
 
     def forward(self, x=None, context=None, *, n=None):
         x, context = self.check(x, context)
@@ -491,7 +493,7 @@ class Sampler(nn.Module):
 def test_guides_without_a_density_train(kind):
     torch.manual_seed(0)
     x = torch.tensor([[1.0, 0, 1, 0], [0.0, 1, 0, 1]]).repeat(50, 1)
-    vae = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 4, 2, [16]), Sampler(4, 2))
+    vae = VAE(StandardNormal(2), Parametric(dist.Bernoulli, 4, context=2, hidden=[16]), Sampler(4, 2))
     objective = kind.mlp(vae, (32,))
     pyrodgm.fit(vae, x, objective, steps=400, batch_size=50, lr=5e-3, progress=False)
     # at best log 2; without latents 4 log 2 = 2.8

@@ -88,7 +88,7 @@ class Masked(Latent):
     class Guide(nn.Module):
         def __init__(self):
             super().__init__()
-            self.posterior = Parametric(dist.Normal, 2, 2, HIDDEN)
+            self.posterior = Parametric(dist.Normal, 2, context=2, hidden=HIDDEN)
 
         def forward(self, x=None, context=None, *, n=None):
             with data_plate(x, context, n), poutine.mask(mask=MASK):

@@ -59,7 +59,7 @@ def test_every_flow_takes_any_base(name, conditional):
     """The density is the base's at z, with its own context, times the bijectors' determinants; and it learns."""
     torch.manual_seed(0)
     context = contexts(5) if conditional else None
-    base = Parametric(dist.Laplace, 2, C if conditional else 0, HIDDEN)
+    base = Parametric(dist.Laplace, 2, context=C if conditional else 0, hidden=HIDDEN)
     model, x = grown(BUILD[name](base=base, context=C if conditional else 0)), rows()
     z, ladj = Compose(model.bijectors).condition(context).inverse_and_ladj(x)
     found = model.log_prob(x, context)

@@ -57,7 +57,7 @@ def radial(kernel, features, of=lambda r: 1.0):
 def test_density_is_scikit_learns(kernel, features):
     x, at = rows(200, features), 1.3 * rows(100, features, 1)
     for w in (None, weights(200)):
-        found = KDE(x, kernel, 0.8, metric="euclidean", weights=w).log_prob(at)
+        found = KDE(x, kernel, bandwidth=0.8, metric="euclidean", weights=w).log_prob(at)
         expected = scikit_learn(x, at, kernel, 0.8, None if w is None else w.numpy())
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -81,7 +81,7 @@ def test_density_is_scipys(features, bandwidth):
 @kernels
 @pytest.mark.parametrize("metric", ["euclidean", "seuclidean", "mahalanobis"])
 def test_density_integrates_to_one_under_every_metric(kernel, metric):
-    model = KDE(rows(5, 2) * torch.tensor([1.0, 0.3]), kernel, 0.7, True, metric)
+    model = KDE(rows(5, 2) * torch.tensor([1.0, 0.3]), kernel, bandwidth=0.7, adaptive=True, metric=metric)
     line = torch.linspace(-15, 15, 1201, dtype=torch.float64)
     total = model.log_prob(torch.cartesian_prod(line, line)).exp().sum() * (line[1] - line[0]) ** 2
     # midpoints of cells of width 0.025: the tophat's edges are what they miss
@@ -94,8 +94,8 @@ def test_metric_is_a_change_of_units(kernel):
     x, at = rows(60, 3), rows(40, 3, 1)
     for metric, mix in (("seuclidean", torch.tensor([3.0, 0.1, 7.0]).diag()), ("mahalanobis", rows(3, 3, 2))):
         mix = mix.double()
-        plain = KDE(x, kernel, 0.9, True, metric).log_prob(at)
-        moved = KDE(x @ mix, kernel, 0.9, True, metric).log_prob(at @ mix)
+        plain = KDE(x, kernel, bandwidth=0.9, adaptive=True, metric=metric).log_prob(at)
+        moved = KDE(x @ mix, kernel, bandwidth=0.9, adaptive=True, metric=metric).log_prob(at @ mix)
         torch.testing.assert_close(moved + torch.linalg.slogdet(mix)[1], plain)
 
 
@@ -117,7 +117,7 @@ def test_draws_of_a_kernel_have_its_radii(kernel, features):
 def test_draws_have_the_mixtures_moments(kernel, adaptive):
     """The mean is the rows'; the covariance is theirs and the kernel's, E h^2 times, in the metric's units."""
     x, w = rows(30, 2) @ torch.tensor([[1.0, 0.6], [0.0, 0.5]]).double(), weights(30)
-    model = KDE(x, kernel, 0.6, adaptive, weights=w)
+    model = KDE(x, kernel, bandwidth=0.6, adaptive=adaptive, weights=w)
     torch.manual_seed(0)
     draws, w = model.sample(40_000), w / w.sum()
     mean = w @ x
@@ -133,7 +133,7 @@ def test_draws_have_the_mixtures_moments(kernel, adaptive):
 @kernels
 def test_blocks_change_nothing(kernel, monkeypatch):
     """Values, gradients and second derivatives are the same from many small blocks as from one."""
-    model, x = KDE(rows(70, 3), kernel, 0.9, True), rows(40, 3, 1)
+    model, x = KDE(rows(70, 3), kernel, bandwidth=0.9, adaptive=True), rows(40, 3, 1)
 
     def derivatives():
         at = x.clone().requires_grad_()
@@ -182,7 +182,7 @@ def test_functional_transforms_of_many_pairs(monkeypatch):
 @kernels
 def test_gradient_is_that_of_the_plain_formula(kernel):
     x, at = rows(20, 2), (0.6 * rows(10, 2, 1)).requires_grad_()
-    found = torch.autograd.grad(KDE(x, kernel, 1.5, metric="euclidean").log_prob(at).sum(), at)[0]
+    found = torch.autograd.grad(KDE(x, kernel, bandwidth=1.5, metric="euclidean").log_prob(at).sum(), at)[0]
     squares = (at.unsqueeze(1) - x).square().sum(-1) / 1.5**2
     shapes = {
         "gaussian": torch.exp(-squares / 2),
@@ -199,7 +199,7 @@ def test_gradient_is_that_of_the_plain_formula(kernel):
 
 def test_where_no_kernel_reaches_the_density_is_0_and_the_gradient_is_no_nan():
     at = torch.tensor([[0.0], [50.0]], dtype=torch.float64, requires_grad=True)
-    log_prob = KDE(rows(20, 1), "epanechnikov", 0.5).log_prob(at)
+    log_prob = KDE(rows(20, 1), "epanechnikov", bandwidth=0.5).log_prob(at)
     assert log_prob.isfinite().tolist() == [True, False]
     log_prob.exp().sum().backward()
     assert bool(at.grad.isfinite().all())
@@ -211,8 +211,8 @@ def test_abramsons_bandwidths():
     x, w = rows(50, 2), weights(50)
     for given in (None, w):
         share = torch.full((50,), 1 / 50).double() if given is None else w / w.sum()
-        model = KDE(x, "linear", 0.8, adaptive=True, weights=given)
-        pilot = KDE(x, "linear", 0.8, weights=given).log_prob(x).exp()
+        model = KDE(x, "linear", bandwidth=0.8, adaptive=True, weights=given)
+        pilot = KDE(x, "linear", bandwidth=0.8, weights=given).log_prob(x).exp()
         mean = torch.exp(share @ pilot.log())
         torch.testing.assert_close(model.bandwidths, 0.8 * (pilot / mean).rsqrt())
         at, units = rows(9, 2, 1), torch.linalg.inv(model.factor).T
@@ -224,7 +224,7 @@ def test_abramsons_bandwidths():
 def test_left_out_likelihood_is_that_of_the_other_rows():
     x, w = rows(12, 2), weights(12)
     for metric in ("euclidean", "seuclidean"):
-        model = KDE(x, "exponential", 1.0, metric=metric, weights=w)
+        model = KDE(x, "exponential", bandwidth=1.0, metric=metric, weights=w)
         scale = model.factor.diagonal()
         each = [
             scikit_learn(x[keep] / scale, x[i : i + 1] / scale, "exponential", 0.7, w[keep].numpy())
@@ -240,7 +240,7 @@ def test_left_out_likelihood_is_that_of_the_other_rows():
 @kernels
 def test_cross_validation_finds_the_largest_left_out_likelihood(kernel):
     x = rows(80, 2)
-    model = KDE(x, kernel, "cv", metric="euclidean")
+    model = KDE(x, kernel, bandwidth="cv", metric="euclidean")
     chosen = model.bandwidths[0].item()
     best = max(model.leave_one_out(h).item() for h in np.geomspace(chosen / 4, chosen * 4, 60))
     # the search ends 0.001 from the top in log h; a kernel with edges has a likelihood that jumps
@@ -261,7 +261,7 @@ def test_cross_validation_of_a_far_outlier_under_a_kernel_that_ends():
     """No bandwidth below its distance gives it any probability."""
     x = torch.cat((rows(50, 1), torch.full((1, 1), 1e5).double()))
     distance = 1e5 - x[:-1].max().item()
-    assert KDE(x, "epanechnikov", "cv", metric="euclidean").bandwidths[0].item() > distance
+    assert KDE(x, "epanechnikov", bandwidth="cv", metric="euclidean").bandwidths[0].item() > distance
 
 
 def test_cross_validation_of_many_rows_looks_at_some():

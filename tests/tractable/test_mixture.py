@@ -187,8 +187,8 @@ def test_a_member_starts_from_the_rows_in_its_support():
         (lambda: Mixture([RealNVP(2, context=1), RealNVP(2, context=3)]), ValueError, "one context size"),
         (lambda: Mixture([StandardNormal(2)], nn.Linear(2, 1)), ValueError, "leave the gate out"),
         (lambda: Mixture([RBM(2, 2)]), TypeError, "Tractable"),
-        (lambda: VampPrior(Parametric(dist.Normal, 2, 3), 0), ValueError, "pseudo_inputs >= 1"),
-        (lambda: VampPrior(Parametric(dist.Normal, 2, 3), 2, context=3), ValueError, "pseudo_inputs >= 1"),
+        (lambda: VampPrior(Parametric(dist.Normal, 2, context=3), 0), ValueError, "pseudo_inputs >= 1"),
+        (lambda: VampPrior(Parametric(dist.Normal, 2, context=3), 2, context=3), ValueError, "pseudo_inputs >= 1"),
     ],
 )
 def test_mistakes_are_named(build, error, match):
@@ -198,9 +198,9 @@ def test_mistakes_are_named(build, error, match):
 
 
 def vamp_vae(pseudo_inputs=4):
-    guide = Parametric(dist.Normal, 2, 5, HIDDEN)
+    guide = Parametric(dist.Normal, 2, context=5, hidden=HIDDEN)
     prior = VampPrior(guide, pseudo_inputs, support=constraints.unit_interval)
-    return VAE(prior, Parametric(dist.Bernoulli, 5, 2, HIDDEN), guide).double()
+    return VAE(prior, Parametric(dist.Bernoulli, 5, context=2, hidden=HIDDEN), guide).double()
 
 
 def test_vamp_prior_is_the_guides_average_over_pseudo_inputs():
@@ -244,7 +244,7 @@ def test_copies_keep_prior_and_guide_one(duplicate):
 def test_vamp_prior_of_narrow_far_normals_keeps_its_digits(dtype):
     """The products' terms are 1e8 times the density's exponent where the scales are 1e-4 of the means."""
     torch.manual_seed(0)
-    guide = Parametric(dist.Normal, 3, 5 + 2, HIDDEN, fixed={"scale": 1e-3}).to(dtype)
+    guide = Parametric(dist.Normal, 3, context=5 + 2, hidden=HIDDEN, fixed={"scale": 1e-3}).to(dtype)
     prior, c = VampPrior(guide, 4, context=2).to(dtype), torch.randn(6, 2, dtype=dtype)
     with torch.no_grad():
         guide.net[-1].bias.add_(10.0)
@@ -264,7 +264,7 @@ def test_vamp_prior_of_narrow_far_normals_keeps_its_digits(dtype):
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_pseudo_inputs_do_not_start_at_rows_of_one_value(value):
     """On a bounded support: there is nothing to tell how near the bounds the data come."""
-    prior = VampPrior(Parametric(dist.Normal, 2, 5), 4, support=constraints.unit_interval)
+    prior = VampPrior(Parametric(dist.Normal, 2, context=5), 4, support=constraints.unit_interval)
     with pytest.raises(ValueError, match=f"rows of more than one value, got {value} everywhere"):
         prior.start_from(torch.full((4, 5), value))
     x = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).round()

@@ -70,7 +70,7 @@ def test_support_refuses_what_is_no_whole_number_of_a_word():
     rows = torch.tensor([[1.0, 2, 0, 0], [1, 2.5, 0, 0], [1, 3, 0, 0], [-1, 2, 0, 0]])
     assert support.check(rows).tolist() == [True, False, False, False]
     with pytest.raises(ValueError, match="row 1 of data"):
-        pyrodgm.fit(Recurrent(4, 3, [4]), torch.tensor([[1.0, 2, 0, 0], [1, 0, 2, 0]]), steps=1, progress=False)
+        pyrodgm.fit(Recurrent(4, 3, hidden=[4]), torch.tensor([[1.0, 2, 0, 0], [1, 0, 2, 0]]), steps=1, progress=False)
 
 
 @pytest.mark.parametrize("end", [None, 1])
@@ -243,8 +243,8 @@ def test_an_encoder_of_gru_cells_by_hand():
 
 def sentence_vae(word_dropout=0.0):
     reader = TokenEncoder(T, V, 2, [12], 6)
-    decoder = Recurrent(T, V, [12], 6, context=1, word_dropout=word_dropout)
-    return VAE(StandardNormal(1), decoder, Parametric(dist.Normal, 1, T, net=reader))
+    decoder = Recurrent(T, V, hidden=[12], embedding=6, context=1, word_dropout=word_dropout)
+    return VAE(StandardNormal(1), decoder, Parametric(dist.Normal, 1, context=T, net=reader))
 
 
 @torch.no_grad()
@@ -264,7 +264,7 @@ def test_a_sentence_vae_against_quadrature():
 def test_a_language_model_and_a_sentence_vae_learn():
     """Two sentences: the language model comes to log 2 a sentence. With words withheld its latent tells which it is."""
     x = torch.tensor([[1.0, 2, 1, 0], [2, 2, 0, 0]]).repeat(32, 1)
-    lm = Recurrent(T, V, [12], 6)
+    lm = Recurrent(T, V, hidden=[12], embedding=6)
     pyrodgm.fit(lm, x, epochs=150, batch_size=64, lr=0.02, progress=False)
     assert -lm.log_prob(x).mean().item() == pytest.approx(math.log(2), abs=0.02)
     vae = sentence_vae(word_dropout=1.0)

@@ -10,7 +10,7 @@ DRAWS = 100_000
 def check_two_tries():
     """The mean of the draws is that of the density by quadrature; the weight of the last try is far from 0 and 1."""
     torch.manual_seed(0)
-    model = Resampled(1, [8], tries=2, points=2**14).double()
+    model = Resampled(1, hidden=[8], tries=2, points=2**14).double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(1.5 * torch.randn_like(p))
