@@ -42,6 +42,8 @@ WIDE, NARROW = (512, 512), (256, 256)
 CASES: dict[str, Case] = {
     "MADE D=123, hidden 500, batch 100": (lambda device: made(123, 100, device), MAF, None),
     "MADE D=784, hidden 500, batch 100": (lambda device: made(784, 100, device), MAF, None),
+    "MADE D=512, hidden 512x2, batch 512": (lambda device: made(512, 512, device, WIDE), MAF, None),
+    "MADE D=784, hidden 1024x2, batch 512": (lambda device: made(784, 512, device, (1024, 1024)), MAF, None),
     **{
         f"RealNVP D={d}, 8 layers 256x2": (
             partial(couplings, d, 8, NARROW, 0),

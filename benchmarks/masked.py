@@ -14,6 +14,8 @@ from pyrodgm.tractable import MADE
 
 __all__ = ["made"]
 
+Widths = tuple[int, ...]
+
 
 def _bernoulli(name: str, net: nn.Module, logits: Callable[[Tensor], Tensor], features: int, n: int) -> Contender:
     """A peer's masked net with the cross-entropy; its sampler is the one such nets allow, D full passes."""
@@ -31,41 +33,52 @@ def _bernoulli(name: str, net: nn.Module, logits: Callable[[Tensor], Tensor], fe
     return Contender(name, list(net.parameters()), log_prob, sample)
 
 
-def made_pyrodgm(features: int, hidden: int, device: str, n: int) -> Contender:
-    model = MADE(features, [hidden]).to(device)
+def made_pyrodgm(features: int, hidden: Widths, device: str, n: int) -> Contender:
+    model = MADE(features, hidden).to(device)
     return Contender("pyrodgm", list(model.parameters()), model.log_prob, lambda: model.sample(n))
 
 
-def made_pyro(features: int, hidden: int, device: str, n: int) -> Contender:  # it refuses hidden < features
-    net = AutoRegressiveNN(features, [hidden], param_dims=[1], permutation=torch.arange(features)).to(device)
+def made_pyro(features: int, hidden: Widths, device: str, n: int) -> Contender:  # it refuses hidden < features
+    net = AutoRegressiveNN(features, list(hidden), param_dims=[1], permutation=torch.arange(features)).to(device)
     return _bernoulli("pyro", net, net, features, n)
 
 
-def made_nflows(features: int, hidden: int, device: str, n: int) -> Contender:
+def made_nflows(features: int, hidden: Widths, device: str, n: int) -> Contender:
     from nflows.transforms import made as peer
 
-    net = peer.MADE(features, hidden, num_blocks=0, use_residual_blocks=False)  # its first layer ends in the activation
+    # Its first layer ends in the activation; each block is one layer more, of the same width.
+    net = peer.MADE(features, hidden[0], num_blocks=len(hidden) - 1, use_residual_blocks=False)
     return _bernoulli("nflows", net.to(device), net, features, n)
 
 
-def made_normflows(features: int, hidden: int, device: str, n: int) -> Contender:
+def made_normflows(features: int, hidden: Widths, device: str, n: int) -> Contender:
     from normflows.nets import made as peer
 
-    net = peer.MADE(features, hidden, num_blocks=0, use_residual_blocks=False).to(device)
-    # Without blocks its forward has no activation at all, which would be another network: put one between its layers.
-    return _bernoulli("normflows", net, lambda x: net.final_layer(F.relu(net.initial_layer(x))), features, n)
+    net = peer.MADE(features, hidden[0], num_blocks=len(hidden) - 1, use_residual_blocks=False).to(device)
+
+    def logits(x: Tensor) -> Tensor:
+        """Its own forward has no activation behind the first layer, which would be another network."""
+        h = F.relu(net.initial_layer(x))
+        for block in net.blocks:
+            h = block(h)
+        return net.final_layer(h)
+
+    return _bernoulli("normflows", net, logits, features, n)
 
 
-def made_zuko(features: int, hidden: int, device: str, n: int) -> Contender:
+def made_zuko(features: int, hidden: Widths, device: str, n: int) -> Contender:
     import zuko
 
-    net = zuko.nn.MaskedMLP(torch.ones(features, features).tril(-1).bool(), hidden_features=(hidden,)).to(device)
+    net = zuko.nn.MaskedMLP(torch.ones(features, features).tril(-1).bool(), hidden_features=hidden).to(device)
     return _bernoulli("zuko", net, net, features, n)
 
 
-def made(features: int, batch: int, device: str, n: int = 100) -> tuple[list[Contender], Tensor]:
-    hidden = 500
+def made(
+    features: int, batch: int, device: str, hidden: Widths = (500,), n: int = 100
+) -> tuple[list[Contender], Tensor]:
+    """The contenders, the bare products first, and a batch of bits, (batch, features)."""
     makers = (made_pyrodgm, made_pyro, made_nflows, made_zuko, made_normflows)
-    contenders = [make(features, hidden, device, n) for make in makers if make is not made_pyro or hidden >= features]
-    bare = floor([linears(MADE(features, [hidden]))], batch, n, device)
+    fits = min(hidden) >= features
+    contenders = [make(features, hidden, device, n) for make in makers if make is not made_pyro or fits]
+    bare = floor([linears(MADE(features, hidden))], batch, n, device)
     return [bare, *contenders], torch.rand(batch, features, device=device).round()
