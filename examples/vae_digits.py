@@ -1,6 +1,7 @@
 """A linear-Gaussian VAE on 8x8 digits finds probabilistic PCA, whose likelihood is known; then a deep VAE."""
 
 import argparse
+from pathlib import Path
 
 import pyro.distributions as dist
 import torch
@@ -8,7 +9,7 @@ from sklearn.decomposition import PCA
 
 import pyrodgm
 from pyrodgm.data import load
-from pyrodgm.diagnostics import image_grid, reconstructions
+from pyrodgm.diagnostics import completions, image_grid, latent_grid, manifold, reconstructions, traversals
 from pyrodgm.evaluation import log_likelihood
 from pyrodgm.latent import VAE
 from pyrodgm.tractable import Parametric, StandardNormal
@@ -56,3 +57,14 @@ shown = digits.test[:60]
 deep.cpu()  # it stays where it was trained, the data do not
 real, back = reconstructions(deep, shown).unbind(1)
 image_grid({"real": real, "reconstructed": back}, digits.image_shape).savefig(arguments.picture, dpi=150)
+
+# More of them: lower halves filled in, each latent moved from -3 to 3, the surface through four digits.
+upper = (torch.arange(64) < 32).expand(8, 64)  # a digit is eight lines of eight pixels, the upper ones first
+pictures = {
+    "completions": completions(deep, shown[:8], upper, draws=6, steps=5 if arguments.smoke else 200),
+    "traversals": traversals(deep, shown[0], steps=9),
+    "manifold": manifold(deep, shown[:4], steps=12),
+}
+for name, lines in pictures.items():
+    picture = Path(arguments.picture)
+    latent_grid(lines, digits.image_shape).savefig(picture.with_stem(f"{picture.stem}_{name}"), dpi=150)

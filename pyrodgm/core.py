@@ -312,7 +312,10 @@ class Tractable(GenerativeModel):
 
     @abstractmethod
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
-        """The distribution p(x | context); its batch shape is the context's, (*B, C) -> (*B)."""
+        """The distribution p(x | context); its batch shape is the context's, (*B, C) -> (*B).
+
+        It is of the parameters as they are now: make another after a step.
+        """
         raise _unwritten(self, "condition(context)")
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:

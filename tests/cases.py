@@ -514,6 +514,9 @@ MODELS: dict[str, ModelCase] = {
         None,
         reparameterised=True,
     ),
+    "RealNVP of a learned mixture": ModelCase(
+        lambda: RealNVP(2, 2, hidden=HIDDEN, base=Mixture([Parametric(dist.Normal, 2) for _ in range(2)])), None
+    ),
     "Flow of a flow": ModelCase(
         lambda: MAF(2, 1, hidden=HIDDEN, base=RealNVP(2, 2, hidden=HIDDEN)), None, reparameterised=True
     ),

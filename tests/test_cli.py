@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from pyrodgm.cli import commands, demo, main, output
+from pyrodgm.data.sets import split_rows
 from pyrodgm.diagnostics import comparison, report
+from pyrodgm.diagnostics.page import badge
 from pyrodgm.energy import RBM
 from pyrodgm.members import MEMBERS, Member
 from pyrodgm.objectives import ContrastiveDivergence, MaximumLikelihood, default_objective
-from pyrodgm.runs import evaluate, fit_command, load_run, read_config, train
+from pyrodgm.runs import evaluate, fit_command, load_run, prepare, read_config, train
 from pyrodgm.runs.config import build_model, build_objective
 from pyrodgm.runs.folder import read_samples
 
@@ -179,6 +181,18 @@ def test_evaluate(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "10 train rows" in capsys.readouterr().out
 
 
+def test_evaluate_on_other_data(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = np.random.default_rng(1).integers(0, 2, (50, 64))
+    np.save(tmp_path / "bits.npy", bits)
+    assert main(["evaluate", str(made), str(tmp_path / "bits.npy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    test = torch.as_tensor(bits)[split_rows(50, 0)["test"]].float()
+    log_prob = load_run(made).model.log_prob(test)  # type: ignore[operator]
+    assert found["value"] == pytest.approx(log_prob.mean().item(), rel=1e-5)
+    assert found["standard_error"] == pytest.approx(log_prob.std().item() / math.sqrt(5), rel=1e-5)
+    assert (found["rows"], found["kind"], found["data"]) == (5, "exact", str(tmp_path / "bits.npy"))
+
+
 def test_compare_sorts_by_likelihood(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     better = tmp_path / "better"
     assert main(["fit", "MADE", "digits_binary", "--out", str(better), "--epochs", "2", "--progress", "false"]) == 0
@@ -189,6 +203,29 @@ def test_compare_sorts_by_likelihood(made: Path, tmp_path: Path, capsys: pytest.
     assert lines[1].endswith(str(better))
     assert lines[2].endswith(str(made))
     assert page.read_text().count("<img") == 3  # the data once, then each model
+
+
+def test_compare_marks_every_kind(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The largest value first, whatever its kind; what has none is last; the page says of each what it is."""
+    values = {"exact": -20.0, "none": None, "bound": -10.0, "AIS estimate": -15.0}
+    for kind, value in values.items():
+        shutil.copytree(made, tmp_path / kind)
+        metrics = json.loads((made / "metrics.json").read_text())
+        metrics["held_out"] |= {"kind": kind, "value": value, "standard_error": None if value is None else 0.5}
+        (tmp_path / kind / "metrics.json").write_text(json.dumps(metrics))
+    assert main(["compare", *(str(tmp_path / kind) for kind in values), "--out", str(tmp_path / "page.html")]) == 0
+    shown, order = capsys.readouterr().out.splitlines(), ["bound", "AIS estimate", "exact", "none"]
+    for line, kind in zip(shown[1:5], order, strict=True):
+        value = "-" if values[kind] is None else f"{values[kind]:.2f}"
+        assert line.split("  ")[-1].endswith(f"/{kind}")
+        assert f" {value} " in line
+        assert f"  {kind}  " in line
+    page = (tmp_path / "page.html").read_text()
+    marks = "&ge;&#8239;\N{MINUS SIGN}10", "&asymp;&#8239;\N{MINUS SIGN}15", ">\N{MINUS SIGN}20", ">&ndash;<"
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    for kind in values:
+        assert page.count(badge(kind)) == 2  # what it means, and in its row
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +241,16 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert page.count("<h2>") == 2
     assert main(words) == 0  # what is there is kept
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_demo_has_a_model_of_each_family(tmp_path: Path) -> None:
+    """Its own models: each suits its data, and its options are those of fit, of the model and of its objective."""
+    families = set()
+    for model, data, arguments, options in demo._MODELS:
+        job = prepare(model, data, tmp_path / model, arguments=arguments, **options)
+        assert job.model.event_shape.numel() == math.prod(job.data.event_shape)
+        families.add(job.model.family)
+    assert families == {"tractable", "latent", "energy", "implicit"}
 
 
 def test_a_finished_run_is_kept(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,6 +380,38 @@ def test_wrong_commands(
     assert main(words) == 2
     assert cure in one_line(capsys)
     assert not any(tmp_path.iterdir())
+
+
+def test_data_that_changed_since_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The split is by the number of rows: one row more, and test rows are those of the training."""
+    x, out = np.random.default_rng(0).integers(0, 2, (60, 4)), str(tmp_path / "run")
+    file = tmp_path / "x.npy"
+    words = ["fit", "MADE", str(file), "--out", out, "--hidden", "8", *QUICK]
+    np.save(file, x)
+    assert main(words) == 0
+    np.save(file, x.astype(np.float32))  # the same rows, written anew
+    assert main(["evaluate", out]) == 0
+    np.save(file, x[:-1])
+    (tmp_path / "run" / "metrics.json").unlink()
+    capsys.readouterr()
+    for command, cure in ((["evaluate", out], "pyrodgm evaluate RUN DATA"), (words, "put the old data back")):
+        assert main(command) == 2
+        told = one_line(capsys)
+        assert "changed since" in told
+        assert cure in told
+    assert main(["evaluate", out, str(file)]) == 0  # at the user's word
+    np.save(file, x)
+    assert main(words) == 0  # and the run goes on
+
+
+def test_a_change_of_labels_is_a_change_of_the_data(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    run = train("RealNVP", tmp_path / "a.npz", tmp_path / "r", steps=1, progress=False, arguments={"layers": 2})
+    assert len(run.data().train) == 24
+    np.savez(tmp_path / "a.npz", x=x, y=1 - y)
+    with pytest.raises(ValueError, match="changed since"):
+        run.data()
 
 
 def test_wrong_data_for_a_run(made: Path, moons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

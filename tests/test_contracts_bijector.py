@@ -96,7 +96,7 @@ def check_gradients_are_slopes(name, conditional=False, way="call_and_ladj"):
 
 
 def check_nothing_goes_stale(name, conditional=False):
-    """One transform object follows its parameters, and the same tensors never give yesterday's numbers."""
+    """A transform made after a change is of the new parameters: the same tensors never give yesterday's numbers."""
     case, context = BIJECTORS[name], context_of(conditional, N)
     bijector, x = ready(case, conditional), inputs(case)
     t = bijector.condition(context)

@@ -123,17 +123,17 @@ def check_samples_have_the_density(context=None):
     assert_means_agree(*mean_and_error(found), exact_probabilities(model, context))
 
 
-def check_log_partition(context=None):
-    """By enumeration of the hidden units against all visible states; by AIS within its own standard errors."""
-    model = rbm(0 if context is None else C)
-    states = all_binary(model.event_shape)
-    expected = (-model.energy(states, None if context is None else context.expand(len(states), -1))).logsumexp(0)
-    exact, error = model.log_partition("exact", context=context)
+def check_log_partition(name="RBM", conditional=False):
+    """By enumeration of the model's own units against all visible states; by AIS within its own standard errors."""
+    model = grow(ready(MODELS[name], conditional), 0.5, seed=1)
+    states, given = every_state(model), {"context": contexts(1)[0]} if conditional else {}
+    expected = (-model.energy(states, *(c.expand(len(states), -1) for c in given.values()))).logsumexp(0)
+    exact, error = model.log_partition("exact", **given)
     torch.testing.assert_close(exact, expected)
     assert error == 0
     scores = []
     for seed in range(8):
-        found, error = model.log_partition("ais", chains=200, temperatures=60, seed=seed, context=context)
+        found, error = model.log_partition("ais", chains=200, temperatures=60, seed=seed, **given)
         assert 0 < error < 0.2
         scores.append(((found - exact) / error).item())
     # eight standard normal scores: each below 5, and their root mean square within (0.3, 1.9) but for 1 in 10^4
@@ -158,16 +158,17 @@ def check_training_gradient():
     assert_gradients_agree(torch.stack(found), exact)
 
 
-def check_no_raw_value_is_a_likelihood():
-    model = rbm()
-    x = rows(MODELS["RBM"], model, 10)
-    assert model.condition().normalized is False
-    exact = exact_probabilities(model).log()
-    codes = (x * 2 ** torch.arange(5)).sum(-1).long()
-    found = log_likelihood(model, x)
+def check_no_raw_value_is_a_likelihood(name="RBM", conditional=False):
+    model = grow(ready(MODELS[name], conditional), 0.5, seed=1)
+    x, context = rows(MODELS[name], model, 10), contexts(2).repeat(5, 1) if conditional else None
+    assert model.condition(context).normalized is False
+    which = (x.unsqueeze(1) == every_state(model)).all(-1).double().argmax(-1)
+    each = [None] * len(x) if context is None else context
+    exact = torch.stack([exact_probabilities(model, c)[i].log() for c, i in zip(each, which, strict=True)])
+    found = log_likelihood(model, x, context)
     assert found.kind == "exact"
-    assert found.value == pytest.approx(exact[codes].mean().item())
-    torch.testing.assert_close(model.log_prob(x), exact[codes])
+    assert found.value == pytest.approx(exact.mean().item())
+    torch.testing.assert_close(model.log_prob(x, context), exact)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -215,9 +216,9 @@ def test_samples_have_the_density(context):
     check_samples_have_the_density(context)
 
 
-@pytest.mark.parametrize("context", [None, contexts(1)[0]], ids=["", "context"])
-def test_log_partition(context):
-    check_log_partition(context)
+@enumerated
+def test_log_partition(name, conditional):
+    check_log_partition(name, conditional)
 
 
 def test_training_gradient():
@@ -235,8 +236,9 @@ def test_no_negatives_in_eval_mode(name, conditional):
     torch.testing.assert_close(found, torch.autograd.grad(-model.energy(x, context).sum(), list(model.parameters())))
 
 
-def test_no_raw_value_is_a_likelihood():
-    check_no_raw_value_is_a_likelihood()
+@enumerated
+def test_no_raw_value_is_a_likelihood(name, conditional):
+    check_no_raw_value_is_a_likelihood(name, conditional)
 
 
 def test_a_likelihood_by_ais_says_so():
@@ -244,11 +246,3 @@ def test_a_likelihood_by_ais_says_so():
     found = log_likelihood(model, model.sample(20), chains=50, temperatures=30)
     assert found.kind == "AIS estimate"
     assert found.standard_error > 0
-
-
-def test_likelihoods_of_a_conditional_model():
-    model = rbm(C)
-    x, context = rows(MODELS["RBM"], model, 3), contexts(3)
-    codes = (x * 2 ** torch.arange(5)).sum(-1).long()
-    expected = [exact_probabilities(model, c)[code].log() for c, code in zip(context, codes, strict=True)]
-    torch.testing.assert_close(model.log_prob(x, context), torch.stack(expected))

@@ -539,7 +539,7 @@ MUTANTS = {
     "half the entropy": Mutant(
         ReverseKL, "loss", "(log_q - ", "(0.5 * log_q - ", reverse.check_the_loss_is_the_kl_of_two_normals),
     "a target divided the wrong way": Mutant(
-        target, "target_estimate", "- q.log_prob(x))", "+ q.log_prob(x))", targets.check_a_normal_by_a_wider_one),
+        target, "target_estimate", "context) - log_q)", "context) + log_q)", targets.check_a_normal_by_a_wider_one),
     "an effective sample size without its square": Mutant(
         target, "target_estimate", "torch.logsumexp(2 * normalised", "torch.logsumexp(1.5 * normalised",
         targets.check_a_normal_by_a_wider_one),

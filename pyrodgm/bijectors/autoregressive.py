@@ -102,8 +102,10 @@ class _Transform(BijectiveTransform):
         return x.reshape(*lead, self.features), ladj.reshape(lead)
 
     def _check_dropout(self) -> None:
-        """The backward pass runs the network once more, and dropout would drop other units there."""
-        dropout = any(isinstance(part, _DropoutNd) and part.training for part in self.net.activation.modules())
+        """The backward pass runs the network once more, and would drop other units there, or draw other slopes."""
+        dropout = any(
+            isinstance(part, (_DropoutNd, nn.RReLU)) and part.training for part in self.net.activation.modules()
+        )
         if dropout:
             raise ValueError(
                 "expected no dropout in the sequential way of an autoregressive map where gradients are wanted; train "
@@ -134,8 +136,8 @@ class Autoregressive(Bijector):
         univariate: the map T; default :class:`ScaleShift`.
         context: size C of the conditioning vector, 0 for none.
         hidden: widths of the masked network's hidden layers.
-        activation: makes one activation module of that network; with dropout the flow can learn by the way of one
-            pass alone.
+        activation: makes one activation module of that network, which works unit by unit; with dropout the flow can
+            learn by the way of one pass alone.
         order: ``order[d]`` is the rank of feature d; default natural.
     Shapes: x (*B, D), context (*B, C) -> y (*B, D), ladj (*B,) in nats.
     Source: Papamakarios et al. (2017), arXiv:1705.07057; Kingma et al. (2016), arXiv:1606.04934.

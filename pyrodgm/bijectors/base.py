@@ -192,7 +192,10 @@ class Bijector(ConditionalTransformModule):
 
     @abstractmethod
     def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        """The transform for one context, (*B, C); it works on x of shape (*B, *event)."""
+        """The transform for one context, (*B, C); it works on x of shape (*B, *event).
+
+        It is of the parameters as they are now: make another after a step.
+        """
         raise NotImplementedError(f"expected {type(self).__name__} to define condition(context)")
 
     def check(self, context: Tensor | None) -> Tensor | None:

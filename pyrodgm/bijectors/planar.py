@@ -123,7 +123,8 @@ class _RadialTransform(BijectiveTransform):
         super().__init__()
         self.center = center
         self.alpha = F.softplus(alpha)
-        self.beta = F.softplus(beta) - self.alpha  # beta >= -alpha makes the map increasing along rays
+        # beta > -alpha makes the map increasing along rays, and the floor no less at the centre
+        self.beta = F.softplus(beta) - (1 - _LEAST) * self.alpha
 
     def _ladj(self, r: Tensor, features: int) -> Tensor:
         h = 1 / (self.alpha + r)
@@ -151,7 +152,8 @@ class Radial(_FromContext):
     .. math:: \mathrm{ladj} = (D - 1) \log\Big(1 + \frac{\beta}{\alpha + r}\Big)
         + \log\Big(1 + \frac{\beta \alpha}{(\alpha + r)^2}\Big)
 
-    with :math:`\alpha > 0` and :math:`\beta > -\alpha`. The inverse is closed: r solves a quadratic.
+    with :math:`\alpha > 0` and :math:`\beta > -(1 - 10^{-4}) \alpha`. The inverse is closed: r solves a quadratic.
+    Departure from the source: its bound is :math:`-\alpha`, where the map is flat at the centre.
 
     Args, Shapes: as :class:`Planar`.
     Source: Rezende and Mohamed (2015), arXiv:1505.05770, eq. 14 and appendix A.2.

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, Transform, constraints
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector
 from pyrodgm.core import Tractable
@@ -33,13 +33,18 @@ class _FromZuko(BijectiveTransform):
     def __init__(self, transform: Any) -> None:
         super().__init__()
         self.transform = transform
-        self.domain, self.codomain = transform.domain, transform.codomain
+        self.scalar = transform.domain.event_dim == 0  # of every feature for itself
+        dims = int(self.scalar)
+        self.domain = constraints.independent(transform.domain, dims)
+        self.codomain = constraints.independent(transform.codomain, dims)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transform.call_and_ladj(x)
+        y, ladj = self.transform.call_and_ladj(x)
+        return y, ladj.sum(-1) if self.scalar else ladj
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transform.inv.call_and_ladj(y)
+        x, ladj = self.transform.inv.call_and_ladj(y)
+        return x, ladj.sum(-1) if self.scalar else ladj
 
 
 class ZukoBijector(Bijector):
@@ -67,6 +72,7 @@ class ZukoModel(Tractable):
         features: D.
         context: size C of its context, 0 for none.
     Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
+    Raises: TypeError from ``condition`` for a density of zuko that is no flow, such as its mixtures.
     Example:
         >>> import zuko
         >>> ZukoModel(zuko.flows.NSF(3, transforms=1), 3).sample(2).shape
@@ -80,6 +86,11 @@ class ZukoModel(Tractable):
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)
         theirs = self.flow(context)
+        if not hasattr(theirs, "transform"):
+            raise TypeError(
+                f"expected a flow of zuko, a base and a transform, got {type(self.flow).__name__}, which gives "
+                f"{type(theirs).__name__}"
+            )
         return FlowDistribution(theirs.base, [_FromZuko(theirs.transform).inv], watch=self.parameters)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zipfile
 import zlib
 from dataclasses import replace
@@ -79,7 +80,7 @@ def _npz(path: Path, seed: int) -> DataSet:
         raise _told(path, error) from None
     labels_of = {"y", *(key for part in _PARTS for key in (f"{part}_y", f"y_{part}"))}
     arrays = {k: a for k, a in everything.items() if a.dtype.kind in "biuf" or k in labels_of}
-    d = int(arrays.pop("d")) if "d" in arrays else None
+    d = int(arrays.pop("d")) if "d" in arrays and arrays["d"].ndim == 0 else None
 
     def rows(key: str) -> np.ndarray[Any, Any] | None:
         found = next((arrays[k] for k in (key, f"{key}_x", f"x_{key}") if k in arrays), None)
@@ -266,8 +267,16 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
         name=str(path), train=tensors["train"], valid=tensors["valid"], test=tensors["test"], labels=ids,
         event_shape=tuple(tensors["train"].shape[1:]),
         image_shape=tuple(map(int, shape)) if is_picture(shape) else None, binary=binary, description=line,
-        classes=classes,
+        classes=classes, digest=_digest(tensors["train"], None if ids is None else ids["train"]),
     )  # fmt: skip
+
+
+def _digest(*rows: Tensor | None) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    for x in rows:
+        if x is not None:
+            found.update(x.flatten().numpy().data)
+    return found.hexdigest()
 
 
 def _refuse(path: Path, part: str, x: np.ndarray[Any, Any], names: list[str] | None) -> None:

@@ -34,6 +34,7 @@ class DataSet:
         description: one line.
         levels: L where the rows are whole numbers 0..L-1 dequantized over [0, 1), for bits/dim; else None.
         classes: names of the classes.
+        digest: a word that tells a file's training rows and labels from others, before views; None for a built-in set.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DataSet:
     description: str
     levels: int | None = None
     classes: tuple[str, ...] = ()
+    digest: str | None = None
 
     def part(self, name: str) -> Tensor:
         """The part called "train", "valid" or "test"."""

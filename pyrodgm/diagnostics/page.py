@@ -28,6 +28,8 @@ KINDS = {
                   "&ge;&#8239;", "&le;&#8239;"),
     "AIS estimate": Kind("estimate", "the normaliser by annealed importance sampling, which tends to flatter the model",
                          "&asymp;&#8239;", "&asymp;&#8239;"),
+    "importance estimate": Kind("estimate", "the normaliser by importance sampling, which tends to flatter the model",
+                                "&asymp;&#8239;", "&asymp;&#8239;"),
     "none": Kind("none", "no likelihood: this model can only be sampled; judge it by its samples"),
 }  # fmt: skip
 

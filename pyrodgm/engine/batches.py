@@ -137,7 +137,7 @@ class LoaderBatches(Batches):
             ) from error
         self.loader, self.model, self.name, self.even = loader, model, name, even
         self.rank, self.world = (0, 1) if isinstance(loader.sampler, DistributedSampler) else (rank, world)
-        sizes = _check_all(_in_own_stream(loader, 0), model, name)
+        sizes = _check_all(_in_own_stream(loader, 0), model, name, " in its loader's order")
         # What an epoch reads is the data that a batch stands for: a sampler may leave rows out, or repeat them.
         self.rows = whole if isinstance(loader.sampler, DistributedSampler) else sum(sizes)
         self.per_epoch = sum(self._share(size) > 0 for size in sizes)
@@ -203,17 +203,34 @@ def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     return [g for g in found if isinstance(g, torch.Generator) and g is not torch.default_generator]
 
 
-def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str) -> list[int]:
+def _check_all(batches: Iterable[Any], model: GenerativeModel, name: str, order: str = "") -> list[int]:
     """Check every batch, counting rows in the order of reading; how many rows each has."""
     sizes: list[int] = []
     with torch.random.fork_rng([]):
-        for batch in batches:
+        reading = iter(batches)
+        while (batch := _next(reading, f"row {sum(sizes)} of {name}{order}")) is not _END:
             x, context = _pair(batch, model, name)
-            check_rows(model, x, context, first=sum(sizes), name=name)
+            check_rows(model, x, context, first=sum(sizes), name=name, order=order)
             sizes.append(len(x))
     if sum(sizes) == 0:
         raise ValueError(f"expected at least one row of {name}, got none")
     return sizes
+
+
+def _next(reading: Iterator[Any], where: str) -> Any:
+    """The next batch or ``_END``; of rows of several shapes torch's collation says which, and this from where on."""
+    try:
+        return next(reading, _END)
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[-1]  # behind the traceback of a worker
+        if not any(words in told for words in _UNEVEN):
+            raise
+        raise ValueError(
+            f"expected rows of one shape, got several in the batch from {where} on ({told}); pad or cut them"
+        ) from error
+
+
+_UNEVEN = "equal size", "not resizable"  # torch's words for rows that do not stack, the latter in a worker
 
 
 def _pair(batch: Any, model: GenerativeModel, name: str) -> Batch:

@@ -16,12 +16,15 @@ Batch = tuple[Tensor, Tensor | None]
 _SCAN = 65536  # rows looked at in one go when data are checked
 
 
-def check_rows(model: GenerativeModel, x: Tensor, context: Tensor | None, first: int = 0, name: str = "data") -> None:
+def check_rows(
+    model: GenerativeModel, x: Tensor, context: Tensor | None, first: int = 0, name: str = "data", order: str = ""
+) -> None:
     """Refuse rows (B, *event) that the model cannot have drawn, naming the first bad one.
 
     Args:
         first: number of the first row, for the message.
         name: of the data, for the message.
+        order: how the rows are counted, for the message, where it is not as the data have them.
     Raises: ValueError for a wrong shape, NaN or infinity, or a value outside the model's support.
     """
     try:
@@ -46,15 +49,15 @@ def check_rows(model: GenerativeModel, x: Tensor, context: Tensor | None, first:
             if bad.any():
                 row = int(bad.nonzero()[0])
                 raise ValueError(
-                    f"expected finite numbers, got {_first_bad(values[row])} in row {first + start + row} of {label}; "
-                    "drop or impute such rows"
+                    f"expected finite numbers, got {_first_bad(values[row])} in row {first + start + row} of "
+                    f"{label}{order}; drop or impute such rows"
                 )
         inside = support.check(part.to(model.device)).reshape(len(part), -1).all(1)
         if not inside.all():
             row = int((~inside).nonzero()[0])
             raise ValueError(
-                f"expected values in the model's support {support}, got row {first + start + row} of {name} with "
-                f"values in [{part[row].min():.4g}, {part[row].max():.4g}]; transform the data (binarize, scale, "
+                f"expected values in the model's support {support}, got row {first + start + row} of {name}{order} "
+                f"with values in [{part[row].min():.4g}, {part[row].max():.4g}]; transform the data (binarize, scale, "
                 "dequantize) or choose another likelihood"
             )
 

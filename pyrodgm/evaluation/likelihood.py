@@ -25,7 +25,8 @@ __all__ = [
     "weights_in_parts",
 ]
 
-_ELEMENTS_AT_ONCE = 2**22  # numbers of the event, particles times rows, that one pass of a latent model makes
+_ELEMENTS_AT_ONCE = 2**22  # numbers, particles times rows times those of a row, that one pass of a latent model makes
+_ELEMENTS_OF_A_ROW = 512  # at least: however few numbers the event has, a hidden layer makes some hundreds of them
 _EXACT = ("exact", "grid")  # methods of a log Z whose error is none, or of a quadrature
 
 
@@ -35,8 +36,8 @@ class LogLikelihood(NamedTuple):
     Attributes:
         value: the mean, or nan where a model has no density.
         standard_error: of the mean over rows (and of log Z, where that is estimated).
-        kind: "exact", "bound" (a lower bound, in expectation), "AIS estimate", or "none": the model can only be
-            sampled, or a site of its program lacks its normaliser (an energy prior).
+        kind: "exact", "bound" (a lower bound, in expectation), "AIS estimate" or "importance estimate" (of log Z), or
+            "none": the model can only be sampled, or a site of its program lacks its normaliser (an energy prior).
     """
 
     value: float
@@ -192,7 +193,7 @@ def unnormalised_site(model: Latent, x: Tensor, context: Tensor | None) -> str |
 
 def weights_in_parts(model: Latent, x: Tensor, context: Tensor | None, particles: int) -> Iterator[Tensor]:
     """log_weights (K, B) in parts of the particles that fit memory."""
-    chunk = max(1, _ELEMENTS_AT_ONCE // max(1, x.numel()))
+    chunk = max(1, _ELEMENTS_AT_ONCE // max(1, x.numel(), _ELEMENTS_OF_A_ROW * len(x)))
     for i in range(0, particles, chunk):
         yield model.log_weights(x, context, particles=min(chunk, particles - i))
 
@@ -212,22 +213,22 @@ def _energy_likelihood(
     value, spread = _mean(-_rows(model.energy, model, x, context, batch_size, progress).double() - log_zs[index])
     share = torch.bincount(index, minlength=len(found)) / len(x)
     error = (share * errors).square().sum().sqrt().item()
-    return LogLikelihood(
-        value, math.hypot(spread, error), "exact" if all(known for _, known in found) else "AIS estimate"
-    )
+    kind = next((kind for _, kind in found if kind != "exact"), "exact")
+    return LogLikelihood(value, math.hypot(spread, error), kind)
 
 
 def _log_partition(
     model: Energy, context: Tensor | None, method: str | None = None, **options: Any
-) -> tuple[tuple[Tensor, Tensor], bool]:
-    """log Z of one context and its error, by the best method that the model has, and whether it is no estimate."""
+) -> tuple[tuple[Tensor, Tensor], str]:
+    """log Z of one context and its error, by the best method that the model has, and the kind of likelihood by it."""
     given = {} if context is None else {"context": context}
     if method is not None:
-        return model.log_partition(method, **given, **options), method in _EXACT
+        estimate = "importance estimate" if method == "importance" else "AIS estimate"
+        return model.log_partition(method, **given, **options), "exact" if method in _EXACT else estimate
     for known in _EXACT:
         with suppress(ValueError):  # too many units, or dimensions
-            return model.log_partition(known, **given), True
-    return model.log_partition("ais", **given, **options), False
+            return model.log_partition(known, **given), "exact"
+    return model.log_partition("ais", **given, **options), "AIS estimate"
 
 
 def _rows(

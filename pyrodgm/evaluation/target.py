@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrodgm.core import Energy, Tractable, evaluating
+from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.evaluation.pareto import pareto_k
 from pyrodgm.objectives.reverse_kl import log_target
 
@@ -74,12 +76,17 @@ def target_estimate(
     if context is not None and context.dim() != 1:
         raise ValueError(f"expected one context of shape ({model.context},), got {tuple(context.shape)}; ask for each")
     parts, weights = [], []
-    with evaluating(model):
+    with evaluating(model), evaluating(target) if isinstance(target, nn.Module) else nullcontext():
         q = model.condition(context)
         for start in range(0, draws, batch_size):
-            x = q.sample(torch.Size([min(batch_size, draws - start)]))
+            shape = torch.Size([min(batch_size, draws - start)])
+            if isinstance(q, FlowDistribution) and q.has_rsample:  # drawn and scored in one pass
+                x, log_q = q.rsample_and_log_prob(shape)
+            else:
+                x = q.sample(shape)
+                log_q = q.log_prob(x)
             parts.append(x)
-            weights.append((log_target(target, x, context) - q.log_prob(x)).double())
+            weights.append((log_target(target, x, context) - log_q).double())
     log_weights = torch.cat(weights)
     log_z = log_weights.logsumexp(0) - math.log(draws)
     relative = (log_weights - log_z).exp()  # w / mean(w)

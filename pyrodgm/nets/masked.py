@@ -33,11 +33,12 @@ class MaskedMLP(nn.Module):
         masks: how many sets of degrees M. The first is evenly spread in ``order``; with M > 1 all
             are random, in random orders unless ``order`` is given.
         direct: add masked linear connections from the inputs to the outputs.
-        activation: makes one activation module.
+        activation: makes one activation module, which works unit by unit.
         categories: K, where x is made of codes 0, ..., K - 1: each is read as a block of K inputs, of which one is 1;
             0 reads x as numbers.
     Shapes: x (*B, D), context (*B, C) -> (*B, P, D).
-    Raises: ValueError for sizes below 1, an order that is no permutation, or one category.
+    Raises: ValueError for sizes below 1, an order that is no permutation, one category, or an activation that mixes
+        units.
     Source: Germain et al. (2015), arXiv:1502.03509, eq. 8-12 and section 4.2.
     Example:
         >>> MaskedMLP(5, 2, [16])(torch.zeros(3, 5)).shape
@@ -78,7 +79,7 @@ class MaskedMLP(nn.Module):
         first = sizes[1] if hidden else outputs * features
         self.from_context = nn.Linear(context, first, bias=False) if context else None
         self.context_to_last = nn.Linear(context, outputs * features, bias=False) if context and hidden else None
-        self.activation = activation()
+        self.activation = _elementwise(activation(), hidden)
         if categories:
             self._start_from_codes()
         self._set_degrees(hidden, order)
@@ -179,6 +180,33 @@ def one_hot(codes: Tensor, categories: int) -> Tensor:
     """
     # torch's own checks the codes by reading them, for which an accelerator has to wait
     return (codes.unsqueeze(-1) == torch.arange(categories, dtype=codes.dtype, device=codes.device)).to(codes.dtype)
+
+
+@torch.no_grad()
+def _elementwise(activation: nn.Module, widths: Sequence[int]) -> nn.Module:
+    """The activation, if it is one function of every unit, and without its work in place.
+
+    Raises: ValueError if it mixes units, as layer norm does, past which every output would see every input, or treats
+        them unlike, which the sequential way, with its units in another order, could not follow.
+    """
+    for part in activation.modules():
+        if getattr(part, "inplace", False):
+            part.inplace = False  # type: ignore[assignment]  # the sequential way still needs what comes in
+    was = activation.training
+    activation.eval()
+    for width in set(widths):
+        probe = torch.linspace(-2, 2, 2 * width).view(2, width)
+        try:
+            alone = probe.is_meta or torch.allclose(activation(probe), activation(probe.view(-1, 1)).view(2, width))
+        except (RuntimeError, ValueError):  # it wants a row of all units
+            alone = False
+        if not alone:
+            raise ValueError(
+                f"expected an activation that is the same function of every unit (a mask cannot hold another), got "
+                f"{activation}; leave norms and softmax out of masked networks"
+            )
+    activation.train(was)
+    return activation
 
 
 def _masked(layer: Any, h: Tensor, mask: Tensor, blocks: Any, columns: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodgm.core import GenerativeModel, Latent
+from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
 from pyrodgm.traces import check_reparameterised, latent_rows, refuse_masked, sample_sites, site_log_prob
@@ -31,8 +32,9 @@ class InfoVAE(Objective):
         scale: lambda; alpha + lambda >= 1.
         bandwidth: s; default :math:`\sqrt Z`.
         particles: draws of the guide for each row.
-    Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; TypeError from ``loss``
-        if the guide, or a prior with parameters to train, is not reparameterised, or if a latent is masked.
+    Raises: ValueError for alpha > 1, alpha + lambda < 1, or a bandwidth that is not positive; TypeError for a schedule
+        as alpha or scale, and from ``loss`` if the guide, or a prior with parameters to train, is not reparameterised,
+        or if a latent is masked.
     Source: Zhao et al. (2017), arXiv:1706.02262, eq. 6 and section 3.2; Gretton et al. (2012), eq. 3.
     Example:
         >>> from pyrodgm.latent import VAE
@@ -46,6 +48,12 @@ class InfoVAE(Objective):
         self, alpha: float = 0.0, scale: float = 10.0, bandwidth: float | None = None, particles: int = 1
     ) -> None:
         super().__init__()
+        for name, weight in (("alpha", alpha), ("scale", scale)):
+            if isinstance(weight, Schedule):
+                raise TypeError(
+                    f"expected {name} as a number, got {type(weight).__name__}; anneal by ELBO(beta=) or BetaTCVAE, or "
+                    "fit with one number after the other"
+                )
         if not alpha <= 1 or not alpha + scale >= 1 or not math.isfinite(scale):
             raise ValueError(f"expected alpha <= 1 and alpha + scale >= 1, got alpha={alpha} and scale={scale}")
         if bandwidth is not None and not bandwidth > 0:

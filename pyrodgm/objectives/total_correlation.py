@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrodgm.core import GenerativeModel, Latent
 from pyrodgm.distributions.factors import factors
+from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.elbo import ELBO
 from pyrodgm.traces import check_reparameterised, refuse_masked, sample_sites, site_log_prob
@@ -69,8 +70,10 @@ class BetaTCVAE(Objective):
     it is the ELBO of one sample, whatever the estimate of q(z). A batch of one row, the last of an epoch, tells nothing
     of q(z): its loss is the plain bound's.
 
+    The held-out score is the plain bound.
+
     Args:
-        beta: weight of the total correlation.
+        beta: weight of the total correlation, a number or a schedule that anneals it; so the next two.
         alpha: weight of the mutual information.
         gamma: weight of the dimension-wise KL.
         stratified: estimate q(z) by stratified sampling, else by weighted sampling, see :func:`log_aggregate`.
@@ -85,22 +88,35 @@ class BetaTCVAE(Objective):
 
     held_out_name = "negative bound"
 
-    def __init__(self, beta: float = 6.0, alpha: float = 1.0, gamma: float = 1.0, stratified: bool = True) -> None:
+    def __init__(
+        self,
+        beta: float | Schedule = 6.0,
+        alpha: float | Schedule = 1.0,
+        gamma: float | Schedule = 1.0,
+        stratified: bool = True,
+    ) -> None:
         super().__init__()
-        if min(beta, alpha, gamma) < 0:
+        if not all(isinstance(weight, Schedule) or weight >= 0 for weight in (beta, alpha, gamma)):
             raise ValueError(f"expected weights >= 0, got beta={beta}, alpha={alpha}, gamma={gamma}")
-        self.beta, self.alpha, self.gamma, self.stratified = float(beta), float(alpha), float(gamma), stratified
+        self.beta, self.alpha, self.gamma = (w if isinstance(w, Schedule) else float(w) for w in (beta, alpha, gamma))
+        self.stratified = stratified
 
     def check(self, model: GenerativeModel) -> None:
         if not isinstance(model, Latent):
             raise TypeError(f"expected a Latent model (its latents have a prior), got {type(model).__name__}")
 
     def loss(self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        alpha, beta, gamma = self._weights()
         if len(x) < 2:  # the last batch of an epoch: one row tells nothing of q(z)
             return ELBO(analytic_kl=False).loss(model, x, context, n=n)
         likelihood, terms = self.terms(model, x, context, n=n)
-        parts = self.alpha * terms.information + self.beta * terms.correlation + self.gamma * terms.dimensions
-        return parts - likelihood
+        return alpha * terms.information + beta * terms.correlation + gamma * terms.dimensions - likelihood
+
+    def _weights(self) -> list[float | Tensor]:
+        """alpha, beta and gamma of this step, which a schedule counts once, however many weights it is."""
+        given = (self.alpha, self.beta, self.gamma)
+        now = {schedule: schedule() for schedule in {w for w in given if isinstance(w, Schedule)}}
+        return [now[w] if isinstance(w, Schedule) else w for w in given]
 
     def terms(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None

@@ -27,8 +27,9 @@ class VariationalEM(Objective):
 
     with Gaussian q on unconstrained space, see :func:`pyrodgm.guides.refine`. There is no amortization gap: on a
     fixed model its bound is at least that of a Gaussian guide. ``amortized`` starts the E-step at the model's guide,
-    which then has a step of its own on the plain bound; otherwise the guide is not used at all. The held-out score
-    fits the held-out rows' parameters too.
+    which then has a step of its own on the plain bound, as has what the program shares with it; otherwise the guide is
+    not used at all, and the M-step moves what they share (the components of a VampPrior) too. The held-out score fits
+    the held-out rows' parameters too.
 
     Args:
         steps: inner steps for each batch.
@@ -58,8 +59,11 @@ class VariationalEM(Objective):
             raise TypeError(f"expected a Latent model (its rows have posteriors), got {type(model).__name__}")
 
     def players(self, model: GenerativeModel) -> dict[str, Iterable[Parameter]]:
-        own: dict[str, Iterable[Parameter]] = {"model": generative_parameters(model)}
-        return {"guide": model.guide.parameters(), **own} if self.amortized else own
+        if self.amortized:
+            return {"guide": model.guide.parameters(), "model": generative_parameters(model)}
+        # a parameter that the program shares with its guide has a name of the program's own beside the guide's
+        named = model.named_parameters(remove_duplicate=False)
+        return {"model": list({id(p): p for name, p in named if not name.startswith("guide.")}.values())}
 
     def forward(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None

@@ -79,6 +79,8 @@ class WakeSleep(_Alternating):
     .. math:: \text{model: } -E_{q(z \mid x)} \log p(x, z), \qquad
         \text{guide: } -E_{p(x', z')} \log q(z' \mid x')
 
+    What the program shares with its guide (the components of a VampPrior) is the guide's, and moves by its loss alone.
+
     Args:
         particles: draws of the guide for each row, and dreams for each row.
     Source: Hinton et al. (1995), The wake-sleep algorithm for unsupervised neural networks, eq. 3-6.
@@ -111,7 +113,8 @@ class ReweightedWakeSleep(_Alternating):
         \text{guide: } -\lambda \sum_k \tilde w_k \log q(z_k \mid x) - (1 - \lambda) \, E_{p(x', z')} \log q(z' \mid x')
 
     with :math:`z_k \sim q(z \mid x)` and :math:`\tilde w_k \propto p(x, z_k) / q(z_k \mid x)` without gradients. The
-    model's gradient is that of the importance-weighted bound.
+    model's gradient is that of the importance-weighted bound, in the parameters that are the program's alone: what it
+    shares with its guide (the components of a VampPrior) is the guide's, and moves by its loss alone.
 
     Args:
         particles: K.

@@ -62,6 +62,7 @@ def make_config(
         "objective": {k: listed(v) for k, v in objective.items()},
         "data": data.name,
         "data_seed": 0,
+        "data_digest": data.digest,
         "labels": labels,
         "seed": seed,
         "fit": {k: v for k, v in fit.items() if k != "progress" and _is_plain(v)},

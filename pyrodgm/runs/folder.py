@@ -1,14 +1,14 @@
 """The files of a run folder: one model fitted to one data set, with all that is needed to use it again.
 
-=====================  =======================================================================
-``config.json``        the model, its arguments, the data, the seed: enough to build it again
+=====================  ===================================================================================
+``config.json``        the model, its arguments, the data and their digest, the seed: enough to build it again
 ``model.pt``           its state dict, loaded with ``weights_only=True``
 ``checkpoint/``        where training resumes
 ``metrics.csv``        one row an epoch
 ``metrics.json``       held-out likelihood with its kind and standard error, timings, versions
 ``samples.npz``        real rows and samples
 ``*.png, report.html`` pictures, and the page that shows them
-=====================  =======================================================================
+=====================  ===================================================================================
 
 Every file appears whole or not at all. A folder without ``metrics.json`` is unfinished; the same
 call again resumes it.

@@ -149,9 +149,11 @@ def train(
         fit: arguments of :func:`pyrodgm.fit`.
     Raises: as :func:`prepare`, before anything is written; as :func:`pyrodgm.fit` afterwards.
     Example:
-        >>> run = train("MADE", "digits_binary", "runs/made", arguments={"hidden": [200]}, epochs=20)  # doctest: +SKIP
-        >>> run.sample(3).shape  # doctest: +SKIP
-        torch.Size([3, 64])
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train("MADE", "moons", f"{folder}/made", arguments={"hidden": [8]}, steps=2, progress=False)
+        >>> run.sample(3).shape
+        torch.Size([3, 2])
     """
     job = prepare(
         model, data, out, labels=labels, overwrite=overwrite, seed=seed, arguments=arguments, objective=objective, **fit
@@ -180,7 +182,13 @@ def _check_folder(out: Path, config: dict[str, Any], overwrite: bool) -> None:
             f"{out} holds a finished run of {old['model']} on {old['data']}; pass overwrite=True (--overwrite on the "
             "command line), or choose another folder"
         )
-    if old != config:
+    digest = config["data_digest"]
+    if old["data"] == config["data"] and old.get("data_digest", digest) != digest:
+        raise FileExistsError(
+            f"{out} holds an unfinished run, and {config['data']} has changed since it began; put the old data back to "
+            "resume it, or pass overwrite=True (--overwrite on the command line)"
+        )
+    if {"data_digest": digest} | old != config:
         raise FileExistsError(
             f"{out} holds an unfinished run with other settings; resume it by {fit_command(old, out)}, or pass "
             "overwrite=True (--overwrite on the command line)"

@@ -45,8 +45,18 @@ class Run:
         return read_history(self.path)
 
     def data(self) -> DataSet:
-        """The data set, loaded again."""
-        return load(self.config["data"], self.config["data_seed"])
+        """The data set, loaded again.
+
+        Raises: ValueError if its training rows are no longer those of the run.
+        """
+        data = load(self.config["data"], self.config["data_seed"])
+        if data.digest != self.config.get("data_digest", data.digest):
+            raise ValueError(
+                f"{data.name} has changed since {self.path} was trained on it: its training rows (or their labels) are "
+                "others, so its test rows may be rows of the training; put the old data back, fit it again, or give "
+                "rows that training never saw (pyrodgm evaluate RUN DATA)"
+            )
+        return data
 
     def context(self, rows: int, label: str | None = None) -> Tensor | None:
         """One-hot contexts (rows, classes) for a conditional model: one label, or all in turn; else None.

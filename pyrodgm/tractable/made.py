@@ -35,7 +35,7 @@ class MADE(Tractable):
         order: ``order[d]`` is the rank of feature d; default natural, or random for each of several masks.
         masks: how many sets of masks.
         direct: masked linear connections from inputs to outputs as well.
-        activation: makes one activation module.
+        activation: makes one activation module, which works unit by unit.
     Shapes: x (*B, D), context (*B, C) -> log_prob (*B,) in nats.
     Raises: ValueError for sizes below 1 or an order that is no permutation.
     Source: Germain et al. (2015), arXiv:1502.03509.

@@ -123,7 +123,7 @@ class MAF(_AutoregressiveFlow):
         features: D.
         layers: number of autoregressive layers.
         hidden: widths of each masked network's hidden layers.
-        activation: makes one activation module of those networks.
+        activation: makes one activation module of those networks, which works unit by unit.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         univariate: makes the map of one feature for each layer; default an affine one.
@@ -141,13 +141,14 @@ class MAF(_AutoregressiveFlow):
 class IAF(_AutoregressiveFlow):
     """Inverse autoregressive flow: sampled in one pass a layer, its own samples scored for nothing more.
 
-    Other data are scored feature by feature, with each weight used once.
+    The latter where gradients are on, or by ``condition().rsample_and_log_prob()``. Other data are scored feature by
+    feature, with each weight used once.
 
     Args:
         features: D.
         layers: number of autoregressive layers.
         hidden: widths of each masked network's hidden layers.
-        activation: makes one activation module of those networks.
+        activation: makes one activation module of those networks, which works unit by unit.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         univariate: makes the map of one feature for each layer; default an affine one.
@@ -171,7 +172,7 @@ class NSF(Flow):
         features: D, >= 2 for couplings.
         layers: number of layers.
         hidden: widths of each network's hidden layers.
-        activation: makes one activation module of those networks.
+        activation: makes one activation module of those networks; autoregressive, one that works unit by unit.
         context: size C of the conditioning vector, 0 for none.
         base: density of z; default N(0, I).
         bins: of every spline.

@@ -14,6 +14,7 @@ from pyrodgm.bijectors import (
     MixtureLogisticCDF,
     Planar,
     QuadraticSpline,
+    Radial,
     RationalQuadraticSpline,
     ScaleShift,
     Squeeze,
@@ -94,3 +95,17 @@ def test_a_planar_map_is_never_flat(wu, dtype):
     steep = torch.exp(-ladj).unsqueeze(-1)
     assert bool(((back - x).abs() <= 10 * torch.finfo(dtype).eps * steep).all())
     assert back_ladj.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_radial_map_is_never_flat(dtype):
+    """softplus(beta) is lost beside alpha; the slope at the centre is that of the floor."""
+    layer = Radial(2).to(dtype)
+    with torch.no_grad():
+        layer.free.copy_(torch.tensor([0.0, 0.0, 1.0, -60.0]))  # the centre, alpha and beta
+        x = torch.tensor([[0.0, 0.0], [1e-3, 1.0], [2.0, -1.0]], dtype=dtype)
+        y, ladj = layer(x)
+        back, back_ladj = layer.inv(y)
+    torch.testing.assert_close(ladj[0].exp(), torch.tensor(1e-8, dtype=dtype), rtol=0.01, atol=0)  # 1e-4 both ways
+    torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(back_ladj, -ladj, rtol=1e-3, atol=1e-4)

@@ -94,3 +94,15 @@ def test_what_is_printed_names_the_univariate_map():
     shown = repr(Coupling(4, RationalQuadraticSpline(5), flip=True))
     assert "RationalQuadraticSpline(bins=5, bound=3.0), split=2, flip=True" in shown
     assert "ScaleShift(bound=2.0)" in repr(MaskedCoupling(torch.arange(3) < 1))
+
+
+@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.ELU, torch.nn.Hardtanh])
+def test_gradients_under_activations_in_place(activation):
+    layer = built(activation=lambda: activation(inplace=True))
+    y = rows(4)
+
+    def total():
+        x, ladj = layer.inv(y)
+        return x.sin().sum() + ladj.sum()
+
+    assert_gradients_are_slopes(total, {"y": [y], "the parameters": list(layer.parameters())})

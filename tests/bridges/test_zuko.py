@@ -14,7 +14,7 @@ from pyrodgm.bijectors import AffineCoupling, Compose
 
 from pyrodgm.bridges.zuko import AsZukoDistribution, AsZukoTransform, ZukoBijector, ZukoModel  # isort: skip
 import zuko  # isort: skip
-from pyrodgm.tractable import Flow, RealNVP
+from pyrodgm.tractable import Flow, RealNVP, StandardNormal
 
 D, C = 4, 2
 FLOWS = {
@@ -88,3 +88,29 @@ def test_importing_leaves_validation_as_it_was():
         "assert pyro.distributions.is_validation_enabled()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_transforms_of_scalars_are_of_every_feature():
+    """zuko gives their ladj number by number; of a bijector it is one a row."""
+    x, _ = rows()
+    layer = ZukoBijector(zuko.lazy.UnconditionalTransform(zuko.transforms.SoftclipTransform, bound=5.0))
+    y, ladj = layer(x)
+    assert ladj.shape == (6,)
+    torch.testing.assert_close(ladj, torch.func.vmap(torch.func.jacrev(lambda row: layer(row)[0]))(x).slogdet()[1])
+    back, back_ladj = layer.inv(y)
+    torch.testing.assert_close((back, back_ladj), (x, -ladj))
+    flow = Flow(StandardNormal(D), [layer]).double()
+    assert flow.log_prob(flow.sample(4)).shape == (4,)
+
+
+@pytest.mark.parametrize("flow", [zuko.flows.MAF, zuko.flows.NAF, zuko.flows.BPF, zuko.flows.NCSF])
+def test_other_flows_give_their_own_numbers(flow):
+    torch.manual_seed(0)
+    theirs = flow(D, transforms=1).double()
+    x = 0.5 * next(rows())
+    torch.testing.assert_close(ZukoModel(theirs, D).log_prob(x), theirs().log_prob(x))
+
+
+def test_a_density_that_is_no_flow_is_refused():
+    with pytest.raises(TypeError, match="expected a flow of zuko"):
+        ZukoModel(zuko.flows.GMM(D), D).log_prob(torch.zeros(2, D))

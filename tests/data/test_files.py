@@ -36,6 +36,31 @@ def test_bytes_may_stand_in_the_other_order(tmp_path: Path) -> None:
     assert torch.equal(native.train, swapped.train)
 
 
+def test_an_array_may_be_called_d(tmp_path: Path) -> None:
+    """``d`` counts the columns of bit-packed rows only where it is one number."""
+    x = RNG.normal(size=(30, 2))
+    data = load_file(save(tmp_path, "d.npz", d=x))
+    assert torch.equal(data.train, load_file(save(tmp_path, "x.npz", x=x)).train)
+
+
+def test_the_digest_is_of_the_training_rows_and_their_labels(tmp_path: Path) -> None:
+    x, y = RNG.integers(0, 2, (30, 2)).astype(np.float32), np.arange(30) % 3
+    index = split_rows(30, 0)
+
+    def digest(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], views: str = "") -> str | None:
+        return load(f"{save(tmp_path, 'a.npz', x=x, y=y)}{views}").digest
+
+    first = digest(x, y)
+    assert first is not None
+    assert first == digest(x.astype(np.int64), y) == digest(x, y, ":standardised")
+    for part in index:
+        changed, labels = x.copy(), y.copy()
+        changed[index[part][0]] += 1
+        labels[index[part][0]] = (labels[index[part][0]] + 1) % 3
+        assert (digest(changed, y) != first) == (digest(x, labels) != first) == (part == "train")
+    assert load("moons").digest is None
+
+
 def test_npz_with_labels(tmp_path: Path) -> None:
     x = RNG.normal(size=(30, 2))
     data = load_file(save(tmp_path, "a.npz", x=x, y=np.where(x[:, 0] > 0, "up", "down")))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -188,12 +191,32 @@ def test_a_report_is_one_file_that_says_what_was_done(tmp_path: Path) -> None:
     links.feed(page)
     assert len(links.found) == 2
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
-    for said in ("MADE on digits_binary", "nats/datum", "exact", "pyrodgm fit MADE digits_binary", "179 test rows"):
-        assert said in page
+    timings, held_out = run.metrics["timings"], run.metrics["held_out"]
+    said = "MADE on digits_binary", "nats/datum", "exact", "pyrodgm fit MADE digits_binary", "179 test rows"
+    number = f"\N{MINUS SIGN}{-held_out['value']:.2f} &plusmn; {held_out['standard_error']:.2f}</span> nats/datum"
+    took = f"{timings['seconds']:.1f} s on ", f" {timings['steps_per_second']:,.0f} steps/s"
+    for words in (*said, number, "1 epochs, 3 steps", *took):
+        assert words in page
     assert {p.name for p in run.path.iterdir()} == {
         "checkpoint", "config.json", "curves.png", "metrics.csv", "metrics.json", "model.pt", "report.html",
         "samples.npz", "samples.png",
     }  # fmt: skip
+
+
+def test_the_code_of_a_report_makes_the_same_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"arguments": {"hidden": [16]}, "labels": True, "seed": 3, "lr": 0.01}
+    run = train("MADE", "digits_binary", tmp_path / "run", steps=3, progress=False, **options)
+    before = run.metrics["held_out"]
+    page = (run.path / "report.html").read_text()
+    code = html.unescape(page.split("In Python</p><pre>")[1].split("</pre>")[0])
+    shutil.rmtree(run.path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    again = found["run"]
+    assert again.config == run.config
+    assert again.metrics["held_out"] == before
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("columns", [2, 3])

@@ -250,8 +250,30 @@ def test_bad_rows_are_refused_before_the_first_step(name, bad, held_out):
     assert Counts.steps == 0
 
 
+@pytest.mark.parametrize("workers", [None, 0, 1])
+@pytest.mark.parametrize(("kind", "odd"), [(torch.ones, 1), (torch.ones, 3), (np.ones, 3)])
+def test_rows_of_several_shapes_are_refused(kind, odd, workers):
+    """A Dataset's and a loader's, read by this process or by a worker: torch's collation raises RuntimeError."""
+    data = Rows([kind(odd if i == 6 else 2) for i in range(10)])
+    order = ""
+    if workers is not None:
+        data, order = DataLoader(data, batch_size=4, num_workers=workers), " in its loader's order"
+    with pytest.raises(ValueError, match=rf"rows of one shape.* from row 4 of data{order} on \(.*pad or cut"):
+        fit(RealNVP(features=2), data)
+
+
+def test_an_error_of_the_users_own_dataset_is_not_another():
+    class Broken(Rows):
+        def __getitem__(self, i):
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        fit(RealNVP(features=2), Broken(real()))
+
+
 def test_a_shuffled_loader_is_checked_too():
-    with pytest.raises(ValueError, match=r"nan in row \d of data"):
+    """In its own order, and the message says so."""
+    with pytest.raises(ValueError, match=r"nan in row \d of data in its loader's order"):
         fit(Parametric(dist.Normal, 2), dict(forms(changed(7, math.nan)))["shuffled DataLoader"])
 
 

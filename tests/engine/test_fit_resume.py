@@ -68,25 +68,37 @@ def test_a_cut_checkpoint_is_passed_over_for_the_one_before(tmp_path):
     train(VAE, tmp_path)  # and no warning a second time
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ({"weights": torch.zeros(2)}, "not written by pyrodgm.fit"),
-        ({"format": "pyrodgm-checkpoint", "version": 99}, "version 99"),
-        ({"format": "pyrodgm-checkpoint", "version": 4, "fingerprint": "x"}, "another run"),
-        (b"", "damaged"),
-    ],
-)
-def test_foreign_files_are_refused(tmp_path, content, reason):
-    target = tmp_path / "step-0000000004.pt"
+FOREIGN = [
+    ({"weights": torch.zeros(2)}, "not written by pyrodgm.fit"),
+    ({"format": "pyrodgm-checkpoint", "version": 99}, "version 99"),
+    ({"format": "pyrodgm-checkpoint", "version": 4, "fingerprint": "x"}, "another run"),
+    (b"", "damaged"),
+]
+
+
+def put(path, content):
     if isinstance(content, bytes):
-        target.write_bytes(content)
+        path.write_bytes(content)
     else:
-        torch.save(content, target)
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(("content", "reason"), FOREIGN)
+def test_foreign_files_are_refused(tmp_path, content, reason):
+    put(tmp_path / "step-0000000004.pt", content)
     with pytest.raises(CheckpointError, match=f"{reason}.*resume=False"):
         train(VAE, tmp_path)
     assert train(VAE, tmp_path, resume=False).timings["steps"] == 13
     assert train(VAE, tmp_path).stopped == "finished"
+
+
+@pytest.mark.parametrize(("content", "reason"), FOREIGN)
+def test_a_foreign_newest_file_is_passed_over_for_the_one_before(tmp_path, content, reason):
+    whole = train(VAE, tmp_path)
+    put(newest(tmp_path), content)
+    with pytest.warns(UserWarning, match=rf"step-0000000013.pt.*{reason}.*went on from step-0000000012"):
+        resumed = train(VAE, tmp_path)
+    assert same(resumed, whole)
 
 
 def test_another_model_objective_optimiser_schedule_seed_or_batch_size_is_refused(tmp_path):

@@ -4,14 +4,16 @@ import math
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
+from pyrodgm.diagnostics.page import KINDS
 from pyrodgm.energy import RBM, NeuralEnergy
 from pyrodgm.evaluation import importance_estimate, log_likelihood
 from pyrodgm.latent import VAE
-from pyrodgm.tractable import RealNVP
+from pyrodgm.tractable import Parametric, RealNVP, StandardNormal
 
 
 class Estimated(RBM):
@@ -62,6 +64,13 @@ def test_two_dimensions_are_normalised_by_quadrature() -> None:
     assert log_likelihood(model, x, method="ais", chains=20, temperatures=10).kind == "AIS estimate"
 
 
+def test_an_estimate_is_called_by_its_method_and_pages_know_its_name() -> None:
+    model, x = NeuralEnergy.mlp(2, [8]).double(), torch.randn(20, 2, dtype=torch.float64)
+    found = log_likelihood(model, x, method="importance", draws=50)
+    assert found.kind == "importance estimate"
+    assert found.kind in KINDS
+
+
 def test_the_error_of_an_exact_likelihood_is_that_of_a_mean() -> None:
     model, x = RealNVP(2).double(), torch.randn(30, 2, dtype=torch.float64)
     rows = model.log_prob(x).detach()
@@ -92,6 +101,24 @@ def test_what_cannot_be_scored_is_refused(x: Any, options: dict[str, Any], error
     ):
         with pytest.raises(error[0], match=error[1]):
             log_likelihood(model, x, **options)
+
+
+class Counted(VAE):
+    """Notes the rows that its networks see at once."""
+
+    most = 0
+
+    def log_weights(self, x: Tensor, context: Tensor | None = None, *, particles: int = 1) -> Tensor:
+        self.most = max(self.most, particles * len(x))
+        return super().log_weights(x, context, particles=particles)
+
+
+def test_a_row_of_two_numbers_is_no_small_row() -> None:
+    """Its hidden layers are wide: 5000 particles of 500 rows in one pass would make gigabytes of activations."""
+    vae = Counted(StandardNormal(1), Parametric(dist.Normal, 2, context=1), Parametric(dist.Normal, 1, context=2))
+    found = log_likelihood(vae, torch.randn(1000, 2), particles=200)
+    assert 500 <= vae.most <= 2**22 / 512  # 2^22 numbers, of rows that count 512 at least
+    assert math.isfinite(found.value)
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -68,6 +68,18 @@ def cevae():
     return CEVAEModel(config), (x, torch.bernoulli(torch.full((12,), 0.5)), x.sum(-1)), {"size": 100}
 
 
+def lda(counts, topics=3, size=None):
+    """Latent Dirichlet allocation (Blei et al., 2003) with the words summed out: counts (documents, words)."""
+    words = counts.shape[-1]
+    with pyro.plate("topics", topics):
+        beta = pyro.sample("beta", dist.Dirichlet(counts.new_full((words,), 0.5)))
+    with pyro.plate("documents", size or len(counts), subsample=counts):
+        theta = pyro.sample("theta", dist.Dirichlet(counts.new_full((topics,), 0.5)))
+        mixed = (theta.unsqueeze(-2) @ beta).squeeze(-2)  # (documents, topics) @ (topics, words)
+        # documents differ in length, which the density does not read
+        pyro.sample("counts", dist.Multinomial(probs=mixed, validate_args=False), obs=counts)
+
+
 def gaussian_process():
     """GP regression of pyro.contrib.gp with priors on the kernel's hyperparameters and on the noise."""
     x = torch.linspace(0, 3, 12)
@@ -94,10 +106,17 @@ def regression():
     return hierarchical_regression, (x, group, y), {}
 
 
+def topics():
+    """Documents of the first half of the words or of the second."""
+    words = torch.randint(4, (16, 30)) + 4 * (torch.arange(16) % 2).unsqueeze(-1)
+    return lda, (torch.nn.functional.one_hot(words, 8).sum(1).float(),), {"size": 160}
+
+
 PROGRAMS = {
     "cevae": cevae,
     "gaussian process": gaussian_process,
     "ssvae": ssvae,
     "deep markov": deep_markov,
     "hierarchical regression": regression,
+    "lda": topics,
 }

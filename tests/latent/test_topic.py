@@ -188,6 +188,30 @@ def test_a_wide_corpus_stays_sparse():
     assert sum(t.numel() for t in (bag.indptr, bag.indices, bag.counts)) < 1000
 
 
+class Recorded(BagOfWords):
+    """Notes how many documents are made dense at once."""
+
+    def dense(self, index):
+        self.__dict__.setdefault("asked", []).append(len(torch.as_tensor(index).reshape(-1)))
+        return super().dense(index)
+
+
+@pytest.mark.parametrize("build", [ProdLDA, NVDM, ETM])
+def test_fit_never_asks_for_more_than_a_batch(build):
+    """Neither for the checks of the data, nor for the start, the epochs, the held-out score; and it keeps none."""
+    read = []
+    for epochs in (1, 3):
+        bags = documents, held_out = [Recorded.sparse(corpus(n, seed=n)[0]) for n in (60, 20)]
+        pyrodgm.fit(build(12, 2, [4, 4]), documents, validate=held_out, epochs=epochs, batch_size=7, progress=False)
+        assert max(max(bag.asked) for bag in bags) <= 7
+        read.append([sum(bag.asked) for bag in bags])
+    (documents_once, held_out_once), thrice = read
+    assert thrice == [documents_once + 2 * 60, held_out_once + 2 * 20]  # every epoch reads them anew
+    documents.asked.clear()
+    perplexity(build(12, 2, [4, 4]), documents, particles=2, batch_size=7)
+    assert max(documents.asked) <= 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

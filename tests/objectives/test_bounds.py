@@ -160,6 +160,7 @@ def test_the_held_out_score_is_the_plain_bound():
         ELBO(beta=LinearAnnealing(5)),
         InfoVAE(0.5),
         BetaTCVAE(),
+        BetaTCVAE(beta=LinearAnnealing(5)),
     ):
         torch.manual_seed(1)
         assert torch.equal(objective.held_out(model, x), plain)
@@ -180,20 +181,27 @@ def test_tempered_score_function_is_unbiased():
     check_tempered_score_function_is_unbiased()
 
 
-def run(folder=None, steps=9, compile=False, seed=0):
+ANNEALED = {
+    "ELBO": lambda: ELBO(beta=CyclicalAnnealing(4), free_bits=FreeBits(0.05)),
+    "BetaTCVAE": lambda: BetaTCVAE(beta=CyclicalAnnealing(4, end=6.0)),
+}
+
+
+def run(name, folder=None, steps=9, compile=False, seed=0):
     torch.manual_seed(seed)
-    vae, objective = VAE.mlp(6, 2, [8]), ELBO(beta=CyclicalAnnealing(4), free_bits=FreeBits(0.05))
+    vae, objective = VAE.mlp(6, 2, [8]), ANNEALED[name]()
     x = (torch.rand(40, 6, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     options = {"checkpoint": folder, "checkpoint_every": 1 if folder else None, "progress": False, "compile": compile}
     fit = pyrodgm.fit(vae, x, objective, steps=steps, batch_size=10, **options)
     return vae, objective, fit
 
 
-def test_a_resumed_schedule_goes_on(tmp_path):
+@pytest.mark.parametrize("name", ANNEALED)
+def test_a_resumed_schedule_goes_on(name, tmp_path):
     """Stopped inside an epoch and inside a cycle, the run ends as one that was not stopped."""
-    whole, counted, _ = run()
-    run(tmp_path, steps=5)
-    again, objective, _ = run(tmp_path)
+    whole, counted, _ = run(name)
+    run(name, tmp_path, steps=5)
+    again, objective, _ = run(name, tmp_path)
     assert objective.beta.step == counted.beta.step == 9
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -201,10 +209,11 @@ def test_a_resumed_schedule_goes_on(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_compiled_schedule_counts():
+@pytest.mark.parametrize("name", ANNEALED)
+def test_a_compiled_schedule_counts(name):
     """compile=True warns, which is an error here, if it falls back; float32 sums differ in their order only."""
-    eager, counted, fit = run()
-    compiled, objective, again = run(compile=True)
+    eager, counted, fit = run(name)
+    compiled, objective, again = run(name, compile=True)
     assert again.timings["compile_seconds"] > 0
     assert objective.beta.step == counted.beta.step == 9
     torch.testing.assert_close(fit.history[-1]["loss"], again.history[-1]["loss"], rtol=1e-4, atol=1e-4)
@@ -468,6 +477,34 @@ def test_the_discrepancy_pulls_the_aggregate_to_the_prior():
 def test_mistakes_are_named(build, match):
     with pytest.raises(ValueError, match=match):
         build()
+
+
+@pytest.mark.parametrize("name", ["beta", "alpha", "gamma"])
+def test_a_schedule_weighs_a_part_of_the_kl(name):
+    """Step by step the loss of the number; a batch of one row is a step too."""
+    vae, x = linear_vae(optimal=False), exact_marginal().sample((7,))
+    annealed = BetaTCVAE(**{name: LinearAnnealing(4, start=1.0, end=9.0)})
+    for weight in (1.0, 3.0, None, 7.0, 9.0, 9.0):
+        if weight is None:
+            annealed.loss(vae, x[:1])
+            continue
+        torch.manual_seed(0)
+        found = annealed.loss(vae, x, n=50)
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, BetaTCVAE(**{name: weight}).loss(vae, x, n=50))
+
+
+def test_a_schedule_of_two_weights_counts_once():
+    vae, x = linear_vae(), exact_marginal().sample((7,))
+    shared = LinearAnnealing(4)
+    BetaTCVAE(beta=shared, alpha=shared).loss(vae, x)
+    assert shared.step == 1
+
+
+@pytest.mark.parametrize("name", ["alpha", "scale"])
+def test_an_info_vae_says_that_it_anneals_nothing(name):
+    with pytest.raises(TypeError, match=f"expected {name} as a number, got LinearAnnealing.*anneal by ELBO"):
+        InfoVAE(**{name: LinearAnnealing(9)})
 
 
 @pytest.mark.parametrize("objective", [BetaTCVAE(), InfoVAE(alpha=0.3)], ids=lambda o: type(o).__name__)

@@ -11,7 +11,15 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyrodgm.core import Latent, data_plate
-from pyrodgm.objectives import ELBO, AdversarialAutoencoder, AdversarialVariationalBayes, BetaTCVAE, FreeBits, InfoVAE
+from pyrodgm.objectives import (
+    ELBO,
+    AdversarialAutoencoder,
+    AdversarialVariationalBayes,
+    BetaTCVAE,
+    FreeBits,
+    InfoVAE,
+    VariationalEM,
+)
 from pyrodgm.tractable import Parametric
 
 PRIORS = {
@@ -56,6 +64,26 @@ def test_an_objective_trains_the_prior_or_says_that_it_cannot(name, prior):
         gradients = torch.autograd.grad(loss, players[player], retain_graph=True, materialize_grads=True)
         still -= {id(p) for p, g in zip(players[player], gradients, strict=True) if bool((g != 0).any())}
     assert not [own[i] for i in still], "these parameters of the prior have no gradient"
+
+
+def test_variational_em_without_a_guides_player_trains_the_components_of_a_vamp_prior():
+    """They are the guide's too, which has no step of its own there; where it has one, they are its player's alone."""
+    vae = ready(MODELS["VAE with VampPrior"])
+    x = rows(MODELS["VAE with VampPrior"], vae, 6)
+    shared = list(vae.prior.posterior.parameters())
+    assert {id(p) for p in shared} == {id(p) for p in vae.guide.parameters()}
+    objective = VariationalEM(steps=2).double()
+    own = list(objective.players(vae)["model"])
+    assert len(own) == len({id(p) for p in own}) == len(list(vae.parameters()))
+    ((_, loss),) = objective(vae, x)
+    for gradient in torch.autograd.grad(loss, shared):
+        assert bool((gradient != 0).any())
+    amortized = {k: {id(p) for p in ps} for k, ps in VariationalEM(amortized=True).players(vae).items()}
+    assert not amortized["guide"] & amortized["model"]
+    assert amortized["guide"] | amortized["model"] == {id(p) for p in vae.parameters()}
+    plain = ready(MODELS["VAE"])
+    of_guide = {id(p) for p in plain.guide.parameters()}
+    assert not of_guide & {id(p) for p in VariationalEM().players(plain)["model"]}
 
 
 def check_the_priors_gradient_in_the_game():

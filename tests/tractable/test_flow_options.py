@@ -214,10 +214,11 @@ def test_dropout_acts_in_training_alone(autoregressive):
     assert torch.equal(flow.log_prob(rows()), flow.log_prob(rows()))
 
 
+@pytest.mark.parametrize("activation", [dropping, torch.nn.RReLU])
 @pytest.mark.parametrize("name", ["MAF", "IAF"])
-def test_dropout_is_refused_where_its_gradient_would_be_wrong(name):
+def test_dropout_is_refused_where_its_gradient_would_be_wrong(name, activation):
     """Of the sequential way, whose backward pass runs the network again."""
-    flow = BUILD[name](activation=dropping)
+    flow = BUILD[name](activation=activation)
     draw, score = lambda: flow.condition().rsample((3,)), lambda: flow.log_prob(torch.zeros(3, 2))
     sequential, one_pass = (draw, score) if name == "MAF" else (score, draw)
     one_pass().sum().backward()
