@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--what", nargs="*", default=list(FAST), choices=FAST)
     parser.add_argument("--jax", action="store_true", help="add flowjax, jitted (it uses every core)")
     parser.add_argument("--compiled", nargs="*", default=["pyrodgm"], help="who is compiled too by --compile")
+    parser.add_argument("--only", nargs="*", default=[], help="only these contenders, beside the floor")
     parser.add_argument("--builds", type=int, default=1, help="instances of every contender: they differ by 2 to 5 %%")
     parser.add_argument(
         "--apart", action="store_true", help="each contender in a process of its own, with its own floor"
@@ -113,6 +114,7 @@ def main() -> None:
         times: dict[str, dict[str, list[float]]] = {task: {} for task in what}
         for seed in range(options.builds):
             contenders, x = built(title, options, seed)
+            contenders = [contenders[0], *(c for c in contenders[1:] if not options.only or c.name in options.only)]
             jitted = [in_jax()] if options.jax and in_jax else []
             for task in what:
                 calls = {c.name: called(c, task, x) for c in contenders} | {j.name: j.tasks[task] for j in jitted}
