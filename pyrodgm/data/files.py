@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zipfile
 import zlib
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrodgm.data.sets import DataSet, is_picture, split_rows
+from pyrodgm.files import rows_digest
 
 __all__ = ["load_file"]
 
@@ -267,16 +267,8 @@ def _assemble(path: Path, parts: dict[str, Any], labels: dict[str, Any] | None) 
         name=str(path), train=tensors["train"], valid=tensors["valid"], test=tensors["test"], labels=ids,
         event_shape=tuple(tensors["train"].shape[1:]),
         image_shape=tuple(map(int, shape)) if is_picture(shape) else None, binary=binary, description=line,
-        classes=classes, digest=_digest(tensors["train"], None if ids is None else ids["train"]),
+        classes=classes, digest=rows_digest(tensors["train"], None if ids is None else ids["train"]),
     )  # fmt: skip
-
-
-def _digest(*rows: Tensor | None) -> str:
-    found = hashlib.blake2b(digest_size=8)
-    for x in rows:
-        if x is not None:
-            found.update(x.flatten().numpy().data)
-    return found.hexdigest()
 
 
 def _refuse(path: Path, part: str, x: np.ndarray[Any, Any], names: list[str] | None) -> None:

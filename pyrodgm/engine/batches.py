@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from pyrodgm.core import GenerativeModel
 from pyrodgm.engine.rows import Batch, as_rows, as_tensor, check_rows
+from pyrodgm.files import rows_digest
 
 __all__ = ["Batches", "as_batches", "check_shares"]
 
@@ -74,11 +74,7 @@ class TensorBatches(Batches):
         self.rows, self.per_epoch = len(x), picks.batches
 
     def digest(self) -> str:
-        found = hashlib.blake2b(digest_size=8)
-        for rows in (self.x, self.context):
-            if rows is not None:
-                found.update(rows.float().cpu().flatten().numpy().data)
-        return found.hexdigest()
+        return rows_digest(self.x, self.context)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         for index in self.picks(seed, epoch, start):

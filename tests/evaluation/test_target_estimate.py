@@ -5,9 +5,12 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from cases import grow
 
+from pyrodgm.bijectors import autoregressive
+from pyrodgm.energy import NeuralEnergy
 from pyrodgm.evaluation import target
-from pyrodgm.tractable import Parametric
+from pyrodgm.tractable import IAF, Parametric, StandardNormal
 
 SCALE, DRAWS = 1.3, 40_000
 
@@ -52,3 +55,25 @@ def test_refusals():
         target.target_estimate(proposal(), log_target, 10)
     with pytest.raises(ValueError, match="one context"):
         target.target_estimate(proposal(), log_target, 100, torch.zeros(2, 1))
+
+
+def test_an_energy_is_scored_in_eval_mode():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    energy = NeuralEnergy(1, net, base=StandardNormal(1)).double()
+    found = []
+    for training in (False, True):
+        torch.manual_seed(1)
+        found.append(target.target_estimate(proposal(), energy.train(training), 100).log_z)
+        assert net[2].training is training
+    assert found[0] == found[1]
+
+
+def test_draws_of_an_iaf_are_scored_in_the_pass_that_makes_them(monkeypatch):
+    torch.manual_seed(0)
+    flow = grow(IAF(2, 2, hidden=[8])).double()
+    monkeypatch.setattr(autoregressive, "_solve", None)  # the way feature by feature
+    found = target.target_estimate(flow, lambda x: -0.5 * x.square().sum(-1), 100)
+    monkeypatch.undo()
+    expected = -0.5 * found.draws.square().sum(-1) - flow.log_prob(found.draws)
+    torch.testing.assert_close(found.log_weights, expected.log_softmax(0))
