@@ -245,15 +245,14 @@ MUTANTS = {
         "ranks.repeat(self.categories or 1)",
         tractable.check_autoregressive, ("MADE categorical",)),
     "incremental pass misses a unit": Mutant(
-        incremental.IncrementalPass, "parameters", "self.begun[-1], self.ends[-1][i]",
-        "self.begun[-1], max(self.ends[-1][i] - 1, self.begun[-1])",
+        incremental.IncrementalPass, "parameters", "weights[at], under", "weights[at][:, 1:], under[1:]",
         tractable.check_incremental_pass, ("MADE",)),
     "a chunk pushed to one unit too few": Mutant(
-        incremental.IncrementalPass, "_push", "later = self.ends[level][features]",
-        "later = self.ends[level][features] + 1",
+        incremental.IncrementalPass, "_push", "self.ends[level + 1][first]", "self.ends[level + 1][first] + 1",
         increments.check_across_chunks),
     "a chunk pushed twice": Mutant(
-        incremental.IncrementalPass, "_push", "self.begun = [", "self.begun[1:] = [", increments.check_across_chunks),
+        incremental.IncrementalPass, "set", "self._push(i + 1)", "self._push(i + 1); self._push(i + 1)",
+        increments.check_across_chunks),
     "one try too many": Mutant(
         resampled._ResampledDistribution, "log_prob", "(self.model.tries - 1)", "self.model.tries",
         refusals.check_two_tries),

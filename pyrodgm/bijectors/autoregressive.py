@@ -23,14 +23,16 @@ from pyrodgm.shapes import expand_to
 __all__ = ["Autoregressive"]
 
 
-def _solve(state: IncrementalPass, univariate: Univariate, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x and the inverse's ladj, feature by feature: rows (N, D) -> (N, D), (N)."""
-    columns, ladj = y.T.contiguous(), y.new_zeros(len(y))
-    for i, feature in enumerate(state.order_list):
-        x, one = univariate.inverse_and_ladj(state.parameters(i), columns[feature])
-        state.set(i, x)
-        ladj += one
-    return state.result(), ladj
+def _solve(state: IncrementalPass, univariate: Univariate, y: Tensor) -> Tensor:
+    """x feature by feature: rows (N, D) -> (N, D)."""
+    for i, column in enumerate(y.T[state.order].unbind()):
+        state.set(i, univariate.inverse(state.parameters(i), column))
+    return state.result()
+
+
+def _solved_ladj(state: IncrementalPass, univariate: Univariate) -> Tensor:
+    """The inverse's ladj at the x that was found, of all features at once: (N)."""
+    return -univariate.call_and_ladj(state.out.permute(2, 1, 0), state.values.T)[1].sum(-1)
 
 
 class _Sequential(Function):
@@ -39,7 +41,8 @@ class _Sequential(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, context: Tensor | None, transform: _Transform, *parameters: Tensor) -> Any:
         state = IncrementalSolve(transform.net, context, len(y))
-        x, ladj = _solve(state, transform.univariate, y)
+        x = _solve(state, transform.univariate, y)
+        ladj = _solved_ladj(state, transform.univariate)
         ctx.save_for_backward(x, context, *parameters)
         ctx.state, ctx.transform = state, transform
         return x, ladj
@@ -84,22 +87,33 @@ class _Transform(BijectiveTransform):
         return y, expand_to(ladj.sum(-1), y.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        lead = check_size(y, self.features).shape[:-1]
-        context = self.context
-        if context is not None:
-            lead = torch.broadcast_shapes(lead, context.shape[:-1])
-            context = context.expand(*lead, -1).to(y.dtype)
-        if torch._C._are_functorch_transforms_active():
-            return self._by_passes(y.expand(*lead, -1), context)
-        rows = y.expand(*lead, -1).reshape(lead.numel(), self.features)
-        context = None if context is None else context.reshape(lead.numel(), context.shape[-1])
+        lead, rows, context = self._rows(y)
         with in_its_precision(y):
-            if torch.is_grad_enabled():
+            if torch._C._are_functorch_transforms_active():
+                x, ladj = self._by_passes(rows, context)
+            elif torch.is_grad_enabled():
                 self._check_dropout()
                 x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
             else:  # nothing to remember
-                x, ladj = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
+                state = IncrementalPass(self.net, context, len(rows))
+                x, ladj = _solve(state, self.univariate, rows), _solved_ladj(state, self.univariate)
         return x.reshape(*lead, self.features), ladj.reshape(lead)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return self.inverse_and_ladj(y)[0]
+        lead, rows, context = self._rows(y)
+        with in_its_precision(y):
+            x = _solve(IncrementalPass(self.net, context, len(rows)), self.univariate, rows)
+        return x.reshape(*lead, self.features)
+
+    def _rows(self, y: Tensor) -> tuple[torch.Size, Tensor, Tensor | None]:
+        """The batch shape, and y and the context as rows (N, D) and (N, C)."""
+        lead, context = check_size(y, self.features).shape[:-1], self.context
+        if context is not None:
+            lead = torch.broadcast_shapes(lead, context.shape[:-1])
+            context = context.expand(*lead, -1).reshape(lead.numel(), context.shape[-1]).to(y.dtype)
+        return lead, y.expand(*lead, -1).reshape(lead.numel(), self.features), context
 
     def _check_dropout(self) -> None:
         """The backward pass runs the network once more, and would drop other units there, or draw other slopes."""

@@ -63,8 +63,12 @@ class MixtureLogisticCDF(Univariate):
         return torch.addcmul(shift, curve, scale.exp()), slope.log() + scale
 
     def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        x = _Bisect.apply(raw, y, self)
+        x = self.inverse(raw, y)
         return x, -self.call_and_ladj(raw, x)[1]
+
+    def inverse(self, raw: Tensor, y: Tensor) -> Tensor:
+        x: Tensor = _Bisect.apply(raw, y, self)
+        return x
 
     def bracket(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """An interval that holds the inverse: each component alone would give x between these."""

@@ -39,6 +39,15 @@ class RationalQuadraticSpline(BinnedSpline):
         super().__init__(bins, bound)
         self.size = 3 * bins - 1
 
+    def inverse(self, raw: Tensor, y: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.inverse_and_ladj(raw, y)[0]
+        raw, u = raw.movedim(-2, 0), _unit(y, self.bound)
+        found = find_bin(raw, u, self.bins, True)
+        xi = _position(found, positive_slope(found.slopes), u, True)
+        x = torch.addcmul(found.start[0], xi, found.length[0])
+        return torch.where(y.abs() < self.bound, x * (2 * self.bound) - self.bound, y)
+
     def _inside(self, raw: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         # The ends have raw slope 0, which is slope 1.
         return rational_quadratic(raw, x, self.bins, inverse, self.bound)
@@ -67,22 +76,25 @@ def rational_quadratic(
 
 
 def _position(found: Bin, slopes: Tensor, u: Tensor, inverse: bool) -> Tensor:
-    """Where u stands in its bin, xi in [0, 1] on the axis of x."""
+    r"""Where u stands in its bin, xi in [0, 1] on the axis of x.
+
+    Backwards, with t = (y - y_k) / h_k and :math:`m = d_k (1 - t) - d_{k+1} t`, the discriminant of the quadratic is
+    :math:`m^2 + 4 s_k^2 t (1 - t)`, and the root is a ratio of sums of what is not negative, so no digits cancel:
+
+    .. math:: \xi = \frac{2 s_k t}{2 s_k t + g} \text{ if } m \ge 0, \text{ else } \frac{g}{g + 2 s_k (1 - t)},
+        \quad g = |m| + \sqrt{m^2 + 4 s_k^2 t (1 - t)}
+    """
     (x0, y0), (w, h), (d0, d1) = found.start.unbind(), found.length.unbind(), slopes.unbind()
     if not inverse:
         return ((u - x0) / w).clamp(0, 1)
-    s, dy = h / w, u - y0
-    bend = d1 + d0 - 2 * s
-    a = h * (s - d0) + dy * bend
-    b = h * d0 - dy * bend
-    c = -s * dy
-    xi = (2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())).clamp(0, 1)
-    # One Newton step gives back the digits that b^2 - 4ac has cancelled.
-    both = xi * (1 - xi)
-    below = s + bend * both
-    rest = h * (s * xi * xi + d0 * both) / below - dy
-    slope = h * s * (d1 * xi * xi + 2 * s * both + d0 * (1 - xi) ** 2) / (below * below)
-    return (xi - rest / slope).clamp(0, 1)
+    t, s = ((u - y0) / h).clamp(0, 1), h / w
+    rest, twice = 1 - t, s + s
+    below, above = twice * t, twice * rest
+    m = torch.addcmul(d0 * rest, d1, t, value=-1)
+    g = m.abs() + torch.addcmul(m * m, below, above).sqrt()
+    rising = m >= 0
+    part = torch.where(rising, below, g)
+    return part / (part + torch.where(rising, g, above))
 
 
 class _Curve(NamedTuple):

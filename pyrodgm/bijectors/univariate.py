@@ -39,6 +39,10 @@ class Univariate(ABC):
     def inverse_and_ladj(self, raw: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x and log dx/dy, elementwise: raw (*B, P, D), y (*B, D) -> (*B, D), (*B, D)."""
 
+    def inverse(self, raw: Tensor, y: Tensor) -> Tensor:
+        """x alone, where that is cheaper: what a sequential map does for every feature."""
+        return self.inverse_and_ladj(raw, y)[0]
+
     def __repr__(self) -> str:
         """The class and the arguments that it keeps, such as ``ScaleShift(bound=2.0)``."""
         kept = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]

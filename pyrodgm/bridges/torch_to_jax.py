@@ -231,6 +231,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "le.Scalar": operator.le,
     "le.Tensor": operator.le,
     "leaky_relu.default": lambda x, slope=0.01: jax.nn.leaky_relu(x, slope),
+    "lerp.Scalar": lambda x, end, weight: x + weight * (end - x),
     "lift_fresh_copy.default": _same,
     "log.default": jnp.log,
     "log1p.default": jnp.log1p,
@@ -252,6 +253,9 @@ _RULES: dict[str, Callable[..., Any]] = {
         x, nan=nan or 0.0, posinf=posinf, neginf=neginf
     ),
     "neg.default": operator.neg,
+    "new_full.default": lambda x, size, value, *, dtype=None, **_: jnp.full(
+        size, value, x.dtype if dtype is None else _dtype(dtype)
+    ),
     "ones.default": _filled(1.0),
     "ones_like.default": _like(1.0),
     "permute.default": _permute,

@@ -11,7 +11,7 @@ from pyrodgm.nets.masked import MaskedMLP, one_hot
 
 __all__ = ["IncrementalPass", "IncrementalSolve"]
 
-_CHUNK = 8  # features whose units are pushed to all later ones together
+_LEAST, _MOST, _UNITS = 4, 32, 96  # a chunk is of so many features, or of the units of one layer
 
 
 class IncrementalPass:
@@ -20,8 +20,8 @@ class IncrementalPass:
     The units are sorted by degree, so when feature of rank i is set, exactly the units of degree i
     become computable: a block of rows of each layer. D steps cost one dense pass, where D full
     passes cost D. As in a blocked triangular solve, the units of a chunk of features are added to
-    all later ones in one product. ``inputs`` and ``out`` hold the sums over finished chunks, ``begun`` is where the
-    open chunk starts.
+    all later ones in one product. ``inputs`` and ``out`` hold the sums over finished chunks; a step adds what the open
+    chunk gives, whose units of later features are still 0.
 
     With D = 3 features in their natural order and four hidden units of degrees 0, 0, 1, 1, ``ends`` is
     [[0, 1, 2, 3], [0, 2, 4, 4]]: before the feature of rank i is set, the first ends[0][i] inputs and ends[1][i] units
@@ -59,14 +59,14 @@ class IncrementalPass:
             _sorted(_sorted(layer.weight, up), down, 1).contiguous()
             for layer, down, up in zip(layers, sorts[:-1], sorts[1:], strict=True)
         ]
-        self.biases = [
+        biases = [
             bias(layer, net.from_context if i == 0 else None, sort)
             for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
         ]
         split = (net.outputs, net.features)
         last_weight = _sorted(_sorted(net.last.weight, last_sort), sorts[-1], 1)
-        self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()
-        self.last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1).contiguous()
+        self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()  # (D, P, H)
+        last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1)
         self.direct = (
             None
             if net.direct is None
@@ -77,58 +77,84 @@ class IncrementalPass:
         self.ends = [(grid * width).tolist()] + [
             torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
         ]
+        units = max(1, *(end[-1] for end in self.ends)) // self.features  # that a step sets
+        self.chunk = min(max(_UNITS // max(units, 1), _LEAST), _MOST)
         like = net.last.weight
-        self.units = [like.new_empty(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        self.units = [like.new_zeros(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
         self.values = like.new_empty(net.features, rows) if self.categories else self.units[0]  # by rank, (D, N)
         # Pre-activations, as far as the finished chunks of features go: (H, N), and (D, P, N) of the outputs.
-        self.inputs = [b.expand(-1, rows).clone() for b in self.biases]
-        self.out = self.last_bias.expand(-1, -1, rows).clone()
-        self.begun = [0] * len(self.ends)  # where the units of the chunk at hand begin
-        for level in range(1, len(self.units)):
-            self._fill(level, 0, self.ends[level][0], self.ends[level - 1][0])
+        self.inputs = [b.expand(-1, rows).clone() for b in biases]
+        self.out = last_bias.expand(-1, -1, rows).clone(memory_format=torch.contiguous_format)
+        self.spans = [slice(0, end[0]) for end in self.ends]  # the units of each level that the context alone sets
+        for level, weight in enumerate(self.weights):
+            under, here = self.spans[level : level + 2]
+            inputs = self.inputs[level][here].addmm_(weight[here, under], self.units[level][under])
+            self._activate(inputs, self.units[level + 1][here])
         self._push(0)
+        self._open(0)
 
-    def _fill(self, level: int, start: int, end: int, below: int) -> None:
-        """Compute the units start .. end of a hidden layer, once the first ``below`` units under it are there."""
-        if end == start:
-            return
-        inputs, under = self.inputs[level - 1][start:end], self.begun[level - 1]
-        if below > under:
-            inputs.addmm_(self.weights[level - 1][start:end, under:below], self.units[level - 1][under:below])
-        self.units[level][start:end] = self.activation(inputs)
+    def _activate(self, inputs: Tensor, units: Tensor) -> None:
+        """Units from their pre-activations, which stay as they are: (H, N) into (H, N)."""
+        if type(self.activation) is nn.ReLU:
+            torch.clamp_min(inputs, 0, out=units)
+        else:
+            units.copy_(inputs)  # some functions work in place
+            units.copy_(self.activation(units))
 
-    def _push(self, features: int) -> None:
-        """A chunk has ended: add what its units feed to all that come later, in products of many rows."""
-        for level in range(1, len(self.units)):
-            under, below = self.begun[level - 1], self.ends[level - 1][features]
-            later = self.ends[level][features]
-            if below > under and later < len(self.units[level]):
-                weight = self.weights[level - 1][later:, under:below]
-                self.inputs[level - 1][later:].addmm_(weight, self.units[level - 1][under:below])
-        under, seen = self.begun[-1], self.ends[-1][features]
-        if seen > under and features < self.features:
-            weight = self.last_weight[features:, :, under:seen].flatten(0, 1)
-            self.out[features:].flatten(0, 1).addmm_(weight, self.units[-1][under:seen])
-        self.begun = [end[features] for end in self.ends]
+    def _push(self, first: int) -> None:
+        """Add what the units of a finished chunk feed to all those of ranks from ``first`` on, in products of many
+        rows."""
+        for level, weight in enumerate(self.weights):
+            under, start = self.spans[level], self.ends[level + 1][first]
+            self.inputs[level][start:].addmm_(weight[start:, under], self.units[level][under])
+        out = self.out[first:].flatten(0, 1)
+        for weights, level in self._to_out():
+            under = self.spans[level]
+            out.addmm_(weights[first:, :, under].flatten(0, 1), self.units[level][under])
+
+    def _to_out(self) -> list[tuple[Tensor, int]]:
+        """What the outputs are made of: weights (D, P, H), and the level whose units they take."""
+        return [(self.last_weight, -1)] + ([] if self.direct is None else [(self.direct, 0)])
+
+    def _open(self, first: int) -> None:
+        """Begin a chunk: views of all that its steps read and write, which cost half as much made at once."""
+        self.first, self.past = first, min(first + self.chunk, self.features)
+        self.spans = [slice(end[first], end[self.past]) for end in self.ends]
+        units = [units[span] for units, span in zip(self.units, self.spans, strict=True)]
+        self.own_values = self.values[first : self.past].unbind()
+        self.own_codes = units[0].chunk(self.past - first) if self.categories else ()
+        self.own_out = self.out[first : self.past].unbind()
+        self.own_weights = [
+            (weights[first : self.past, :, self.spans[level]].unbind(), units[level])
+            for weights, level in self._to_out()
+        ]
+        self.own_levels = []  # for each hidden layer: how many units a step sets, and what it needs for them
+        for level, weight in enumerate(self.weights):
+            ends, span = self.ends[level + 1], self.spans[level + 1]
+            sizes = [ends[i + 1] - ends[i] for i in range(first, self.past)]
+            inputs, rows = self.inputs[level][span].split(sizes), weight[span, self.spans[level]].split(sizes)
+            self.own_levels.append((sizes, inputs, rows, units[level], units[level + 1].split(sizes)))
 
     def parameters(self, i: int) -> Tensor:
-        """The P numbers for the feature of rank i, (P, N), once the ranks below i are set."""
-        under, seen = self.begun[-1], self.ends[-1][i]
-        out = torch.addmm(self.out[i], self.last_weight[i][:, under:seen], self.units[-1][under:seen])
-        if self.direct is None:
-            return out
-        inputs = self.ends[0][i]
-        return out + self.direct[i][:, :inputs] @ self.units[0][:inputs]
+        """The P numbers for the feature of rank i, (P, N), once the ranks below i are set; to be asked for once."""
+        at = i - self.first
+        out = self.own_out[at]
+        for weights, under in self.own_weights:
+            out.addmm_(weights[at], under)
+        return out
 
     def set(self, i: int, value: Tensor) -> None:
         """Fix the feature of rank i to ``value`` (N,)."""
-        self.values[i] = value
+        at = i - self.first
+        self.own_values[at].copy_(value)
         if self.categories:
-            self.units[0][self.ends[0][i] : self.ends[0][i + 1]] = one_hot(self.values[i], self.categories).T
-        for level in range(1, len(self.units)):
-            self._fill(level, self.ends[level][i], self.ends[level][i + 1], self.ends[level - 1][i + 1])
-        if (i + 1) % _CHUNK == 0:
+            self.own_codes[at].copy_(one_hot(self.own_values[at], self.categories).T)
+        for sizes, inputs, rows, under, units in self.own_levels:
+            if sizes[at]:
+                self._activate(inputs[at].addmm_(rows[at], under), units[at])
+        if i + 1 == self.past < self.features:
             self._push(i + 1)
+            self._open(i + 1)
 
     def result(self) -> Tensor:
         """The features in their natural order, (N, D)."""

@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import C, assert_gradients_are_slopes, contexts, grow
+from cases import BIJECTORS, C, assert_gradients_are_slopes, contexts, grow
 from torch.func import functional_call
 
 from pyrodgm.bijectors import (
@@ -15,7 +15,7 @@ from pyrodgm.bijectors import (
     autoregressive,
 )
 from pyrodgm.bridges.pyro import PyroTransform
-from pyrodgm.nets.incremental import _CHUNK
+from pyrodgm.nets.incremental import _MOST
 
 
 def rows(features, n=5):
@@ -64,7 +64,7 @@ def test_frozen_weights_have_no_gradient():
 def test_gradients_across_chunks_are_slopes(way):
     """Of more features than one chunk holds, through two hidden layers."""
     torch.manual_seed(0)
-    features = 2 * _CHUNK + 3
+    features = 2 * _MOST + 3
     layer, y = grow(Autoregressive(features, context=C, hidden=[30, 40]), 0.1).double(), rows(features)
     context = contexts(5)
 
@@ -106,3 +106,17 @@ def test_gradients_under_activations_in_place(activation):
         return x.sin().sum() + ladj.sum()
 
     assert_gradients_are_slopes(total, {"y": [y], "the parameters": list(layer.parameters())})
+
+
+@pytest.mark.parametrize("name", [name for name in BIJECTORS if name.startswith("Autoregressive")])
+def test_x_alone_is_the_x_of_the_fused_pass(name):
+    """Without gradients, where neither ladj nor a graph is asked for, out to where splines have their tails."""
+    layer, y = grow(BIJECTORS[name].build()).double(), 3 * rows(BIJECTORS[name].event[0], 50)
+    y = layer(y)[0].detach()
+    x, ladj = layer.inv(y)
+    transform = layer.condition()
+    with torch.no_grad():
+        alone, (fused, fused_ladj) = transform.inv(y), transform.inverse_and_ladj(y)
+    torch.testing.assert_close(alone, x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((fused, fused_ladj), (x, ladj), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer(x), (y, -ladj), rtol=1e-8, atol=1e-8)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pyrodgm.nets.incremental import _CHUNK, IncrementalPass
+from pyrodgm.nets.incremental import _MOST, IncrementalPass
 from pyrodgm.nets.masked import MaskedMLP, one_hot
 
-D = 2 * _CHUNK + 3
+D = 2 * _MOST + 3
 
 
 def check_across_chunks(hidden=(30, 40), direct=True, context=0, categories=0):
