@@ -60,5 +60,11 @@ class PyroTransform(TransformModule):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.bijector.condition().log_abs_det_jacobian(x, y)
 
+    def forward_shape(self, shape: Any) -> Any:
+        return self.bijector.forward_shape(shape)
+
+    def inverse_shape(self, shape: Any) -> Any:
+        return self.bijector.inverse_shape(shape)
+
     def with_cache(self, cache_size: int = 1) -> PyroTransform:
         return self

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import grow
 from nflows import transforms as theirs
-from nflows.distributions import ConditionalDiagonalNormal, StandardNormal
+from nflows.distributions import ConditionalDiagonalNormal, DiagonalNormal, MG1Uniform, StandardNormal
 from nflows.distributions.mixture import MADEMoG
 from nflows.flows import Flow as NflowsFlow
 
@@ -19,6 +19,8 @@ from pyrodgm.tractable import MADE, Flow, GaussianMixtureConditional, Parametric
 from pyrodgm.tractable import StandardNormal as Ours
 
 D, C = 4, 2
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.(triangular_solve|qr) is deprecated")  # by nflows
 
 
 def transform(context=None):
@@ -160,3 +162,96 @@ def test_the_type_of_a_model_is_that_of_its_parameters():
     assert model.log_prob(torch.zeros(2, D), torch.zeros(2, C)).dtype is torch.float32
     assert model.sample(context=torch.zeros(2, C)).dtype is torch.float32
     assert model.double().dtype is torch.float64
+
+
+def test_caches_of_linear_maps_do_not_outlive_a_step():
+    """nflows keeps matrices until its train() is called, and a draw of ours gives each part its mode back without."""
+    model = NflowsModel(NflowsFlow(theirs.LULinear(D, using_cache=True), StandardNormal([D])), (D,))
+    torch.manual_seed(1)
+    before = model.sample(3)
+    with torch.no_grad():
+        model.distribution._transform.unconstrained_upper_diag.add_(3.0)
+    torch.manual_seed(1)
+    after = model.sample(3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(
+        after, theirs.LULinear.inverse_no_cache(model.distribution._transform, torch.randn(3, D))[0]
+    )
+    assert (before - after).abs().max() > 0.1
+
+
+def test_a_cache_filled_before_is_dropped():
+    layer = theirs.LULinear(D, using_cache=True).eval()
+    layer(torch.zeros(1, D))
+    bijector, x = NflowsBijector(layer).double(), next(rows())
+    copy.deepcopy(bijector)  # a cached matrix hangs on its graph
+    torch.testing.assert_close(bijector.inv(bijector(x)[0])[0], x)
+
+
+def test_a_map_without_inverse_says_what_to_do():
+    norm = theirs.BatchNorm(D)
+    model, x = NflowsModel(NflowsFlow(norm, StandardNormal([D])), (D,)), torch.randn(8, D)
+    with pytest.raises(NotImplementedError, match=r"expected an inverse from nflows' BatchNorm, .* call \.eval\(\)"):
+        model.condition().rsample((3,))
+    model.log_prob(x)
+    model.eval()
+    torch.testing.assert_close(NflowsBijector(norm).inv(norm(x)[0])[0], x)
+    naive = NflowsModel(NflowsFlow(theirs.NaiveLinear(D), StandardNormal([D])), (D,))
+    assert naive.log_prob(x).isfinite().all()
+    with pytest.raises(NotImplementedError, match=r"NaiveLinear.*torch has removed.*LULinear"):
+        naive.sample(3)
+
+
+def test_numbers_outside_its_domain_are_refused():
+    layer = NflowsBijector(theirs.PiecewiseLinearCDF([D]))
+    with pytest.raises(ValueError, match=r"domain of nflows' PiecewiseLinearCDF, got some from -1 to 0\.5; squash"):
+        layer(torch.tensor([[0.5, 0.2, -1.0, 0.1]]))
+    with pytest.raises(ValueError, match="domain of nflows' Tanh"):
+        NflowsBijector(theirs.Tanh()).inv(torch.full((2, D), 1.5))
+
+
+def test_other_errors_of_theirs_stay_as_they_are():
+    with pytest.raises(RuntimeError, match="must match the size"):
+        NflowsBijector(theirs.PointwiseAffineTransform(torch.zeros(3), torch.ones(3)))(torch.zeros(2, D))
+
+
+def test_shapes_that_were_not_announced_are_refused():
+    with pytest.raises(
+        ValueError, match=r"expected \(1, 4, 4\) from nflows' SqueezeTransform, got \(4, 2, 2\); give shapes"
+    ):
+        NflowsBijector(theirs.SqueezeTransform(), event_dim=3)(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"one ladj a row from nflows' GatedLinearUnit, \(2,\), got \(8,\)"):
+        NflowsBijector(theirs.GatedLinearUnit(), D)(torch.zeros(2, D), torch.zeros(2, D))
+
+
+def test_what_is_no_distribution_of_its_own_is_refused():
+    with pytest.raises(
+        TypeError, match=r"expected a Flow or a Distribution of nflows, got ReversePermutation; .*NflowsB"
+    ):
+        NflowsModel(theirs.ReversePermutation(D), (D,))
+    with pytest.raises(TypeError, match="got MG1Uniform"):
+        NflowsModel(MG1Uniform(torch.zeros(3), torch.ones(3)), (3,))
+
+
+@pytest.mark.parametrize(("context", "got"), [(None, "no context"), (C, "torch.float64")])
+def test_a_mixture_that_cannot_draw_says_so(context, got):
+    mixture = NflowsModel(MADEMoG(D, 8, context), (D,), context or 0).double()
+    x, c = rows()
+    c = None if context is None else c
+    assert mixture.log_prob(x, c).isfinite().all()
+    with pytest.raises(NotImplementedError, match=f"MADEMoG draws with, got {got}; it can score"):
+        mixture.sample(2, c)
+
+
+def test_a_learned_diagonal_normal_draws():
+    """nflows lets it score only."""
+    normal = DiagonalNormal([2])
+    with torch.no_grad():
+        normal.mean_.copy_(torch.tensor([[1.0, -2.0]]))
+        normal.log_std_.copy_(torch.tensor([[0.5, 2.0]]).log())
+    model = NflowsModel(normal, (2,))
+    draws = model.sample(20_000)
+    torch.testing.assert_close(draws.mean(0), torch.tensor([1.0, -2.0]), rtol=0, atol=5 * 2 / 20_000**0.5)
+    torch.testing.assert_close(draws.std(0), torch.tensor([0.5, 2.0]), rtol=0, atol=5 * 2 / 40_000**0.5)
+    model.condition().rsample((4,)).sum().backward()
+    torch.testing.assert_close(normal.mean_.grad, torch.full((1, 2), 4.0))

@@ -103,14 +103,29 @@ def test_transforms_of_scalars_are_of_every_feature():
     assert flow.log_prob(flow.sample(4)).shape == (4,)
 
 
-@pytest.mark.parametrize("flow", [zuko.flows.MAF, zuko.flows.NAF, zuko.flows.BPF, zuko.flows.NCSF])
-def test_other_flows_give_their_own_numbers(flow):
+@pytest.mark.parametrize("context", [0, C])
+def test_a_mixture_trains_and_copies(context):
+    """It is no flow, and its draws carry no gradients."""
     torch.manual_seed(0)
-    theirs = flow(D, transforms=1).double()
-    x = 0.5 * next(rows())
-    torch.testing.assert_close(ZukoModel(theirs, D).log_prob(x), theirs().log_prob(x))
+    x, c = (v.float() for v in rows(64))
+    c = c if context else None
+    model = ZukoModel(zuko.flows.GMM(D, context, components=3), D, context)
+    assert not model.condition(c).has_rsample
+    before = model.log_prob(x, c).mean().item()
+    pyrodgm.fit(model, x if c is None else (x, c), steps=20, progress=False)
+    assert model.log_prob(x, c).mean() > before
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model)).log_prob(x, c), model.log_prob(x, c), rtol=0, atol=0)
 
 
-def test_a_density_that_is_no_flow_is_refused():
-    with pytest.raises(TypeError, match="expected a flow of zuko"):
-        ZukoModel(zuko.flows.GMM(D), D).log_prob(torch.zeros(2, D))
+def test_what_is_not_lazy_is_refused():
+    with pytest.raises(TypeError, match=r"expected a zuko.lazy.LazyTransform, got SoftclipTransform; .*Unconditional"):
+        ZukoBijector(zuko.transforms.SoftclipTransform())
+    with pytest.raises(
+        TypeError, match=r"expected a zuko.lazy.LazyDistribution, got MaskedAuto.*; a transform is a Zuko"
+    ):
+        ZukoModel(zuko.flows.MaskedAutoregressiveTransform(D), D)
+
+
+def test_another_event_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected a density of events \(5,\), got NSF of \(4,\); say so"):
+        ZukoModel(zuko.flows.NSF(D), 5).condition()
