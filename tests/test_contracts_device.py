@@ -309,6 +309,10 @@ MEASURES: dict[str, tuple[str, Callable[[Any, Tensor], Any]]] = {
         lambda m, x: evaluation.target_estimate(m, lambda x: -x.square().sum(-1), draws=50)[:4],
     ),
     "guide_fit": ("VAE", lambda m, x: evaluation.guide_fit(m, m.guide, x.to(m.device), particles=30)),
+    "guide_fit's mean": (
+        "VAE",
+        lambda m, x: evaluation.guide_fit(m, m.guide, x.to(m.device), particles=30).mean(lambda z: z["z"]),
+    ),
     "energy_distance": ("RealNVP", lambda m, x: evaluation.energy_distance(m.sample(9), x.to(m.device))),
     "mmd": ("RealNVP", lambda m, x: evaluation.mmd(m.sample(9), x.to(m.device))),
     "mmd of a width": ("RealNVP", lambda m, x: evaluation.mmd(m.sample(9), x.to(m.device), 0.7)),

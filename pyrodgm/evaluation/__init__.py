@@ -18,7 +18,7 @@ from pyrodgm.evaluation.latent import (
     mutual_information,
 )
 from pyrodgm.evaluation.likelihood import ImportanceEstimate, LogLikelihood, importance_estimate, log_likelihood
-from pyrodgm.evaluation.pareto import khat_threshold, pareto_k
+from pyrodgm.evaluation.pareto import khat_threshold, pareto_k, smooth_weights
 from pyrodgm.evaluation.target import TargetEstimate, target_estimate
 from pyrodgm.evaluation.topics import npmi, perplexity, top_words, topic_diversity
 from pyrodgm.evaluation.two_sample import energy_distance, mmd
@@ -50,6 +50,7 @@ __all__ = [
     "npmi",
     "pareto_k",
     "perplexity",
+    "smooth_weights",
     "target_estimate",
     "top_words",
     "topic_diversity",

@@ -6,7 +6,7 @@ back: there the bound grows with the steepest inverse of the layers that a round
 
 import pytest
 import torch
-from cases import BIJECTORS, grow
+from cases import BIJECTORS, contexts, grow, variants
 from test_contracts_bijector import inputs, jacobians
 from torch.distributions import constraints
 
@@ -24,30 +24,33 @@ def stackable(case):
     return domain is codomain is constraints.real and not isinstance(bijector, (MultiScale, Squeeze))
 
 
-def steepest(layers, x):
+def steepest(layers, x, context):
     """The largest factor by which the inverse of the first k layers stretches any direction, over k, for each row."""
     layers, x = layers.double(), x.double()
+    context = None if context is None else context.double()
     product, found = torch.eye(x[0].numel()).double(), torch.ones(len(x)).double()
     for layer in layers.bijectors:
-        product = jacobians(layer, x, None) @ product
+        product = jacobians(layer, x, context) @ product
         found = torch.maximum(found, 1 / torch.linalg.svdvals(product).amin(-1))
-        x = layer(x)[0]
+        x = layer(x, context)[0]
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, case in BIJECTORS.items() if stackable(case)])
+@variants(BIJECTORS, stackable)
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @torch.no_grad()
-def test_round_trip(name, dtype, scale):
+def test_round_trip(name, conditional, dtype, scale):
     case = BIJECTORS[name]
+    build = case.conditional if conditional else case.build
     torch.manual_seed(0)
-    layers = Compose([grow(case.build(), 0.1, seed) for seed in range(LAYERS)]).to(dtype).eval()
+    layers = Compose([grow(build(), 0.1, seed) for seed in range(LAYERS)]).to(dtype).eval()
     x = inputs(case, scale=scale).to(dtype)
-    transform = layers.condition()
+    context = contexts(len(x)).to(dtype) if conditional else None
+    transform = layers.condition(context)
     y, _ = transform.call_and_ladj(x)
     back, _ = transform.inverse_and_ladj(y)
     assert y.isfinite().all()
     largest = torch.stack([x.abs().max(), y.abs().max(), torch.ones((), dtype=dtype)]).max()
-    steep = steepest(layers, x) if scale > 1 else torch.ones(len(x))
+    steep = steepest(layers, x, context) if scale > 1 else torch.ones(len(x))
     assert bool(((back - x).flatten(1).abs().amax(1) <= BOUNDS[dtype] * largest * steep).all())
