@@ -22,6 +22,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, ClassVar, overload
 
 import pyro
@@ -30,7 +31,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
-from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.runtime import apply_stack
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from torch import Tensor, nn
 
 from pyrodgm.draws import draw_from
@@ -65,8 +67,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+@lru_cache
+def _rows_of(size: int) -> _Subsample:
+    return _Subsample(size, None)
+
+
 class _DataPlate(pyro.plate):
-    """``pyro.plate`` that leaves alone the distributions that have its shape already."""
+    """``pyro.plate`` in fewer steps: its rows are given, and distributions of its shape are left alone."""
+
+    @staticmethod
+    def _subsample(name: str, size: Any = None, part: Any = None, subsample: Any = None, *_: Any) -> Any:
+        site: Any = {"type": "sample", "name": name, "fn": _rows_of(size), "value": subsample}
+        site |= {"args": (), "kwargs": {}, "infer": {}, "is_observed": False, "scale": 1.0, "mask": None}
+        site |= {"cond_indep_stack": (), "done": False, "stop": False, "continuation": None}
+        apply_stack(site)
+        return size, len(site["value"]), site["value"]
 
     def _process_message(self, msg: Any) -> None:
         SubsampleMessenger._process_message(self, msg)
@@ -83,7 +98,7 @@ def data_plate(x: Tensor | None, context: Tensor | None, n: int | None) -> pyro.
     if x is not None and context is not None and len(x) != len(context):
         raise ValueError(f"expected one context row for each row of x, got {len(context)} for {len(x)}")
     if n is None or n == rows:
-        return _DataPlate("data", rows, dim=-1)
+        return _DataPlate("data", rows, subsample=torch.arange(rows), dim=-1)
     if x is None:
         raise ValueError(f"expected n=None or n={rows} (the rows of context), got n={n}; repeat the context instead")
     if n < rows:

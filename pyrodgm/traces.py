@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import is_validation_enabled, scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
 __all__ = [
+    "SiteRecord",
     "check_guide_sites",
     "check_reparameterised",
     "is_deterministic",
@@ -25,6 +27,35 @@ __all__ = [
     "sample_sites",
     "site_log_prob",
 ]
+
+
+class SiteRecord(Messenger):
+    """Notes the sample sites of a run: of a Pyro trace what most readers want, in fewer steps.
+
+    Attributes:
+        nodes: the sites by name, as those of a Pyro trace; it can be replayed like one.
+    Raises: RuntimeError for two sites of one name.
+    Example:
+        >>> import pyro
+        >>> with SiteRecord() as run:
+        ...     z = pyro.sample("z", Delta(torch.zeros(2)))
+        >>> run.nodes["z"]["value"]
+        tensor([0., 0.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.nodes
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["infer"].get("_do_not_trace"):
+            return
+        if msg["name"] in self.nodes:
+            raise RuntimeError(f"expected a name for each site, got {msg['name']!r} twice; use poutine.scope")
+        self.nodes[msg["name"]] = msg.copy()
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:

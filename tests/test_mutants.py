@@ -313,7 +313,8 @@ MUTANTS = {
         completion, "_metropolis", '< weight["new"] - weight["old"]', '< 0 * weight["new"]',
         latent.check_complete_of_a_linear_gaussian_model),
     "beta on the likelihood too": Mutant(
-        ELBO, "loss", "(beta * term if name in latents else term)", "beta * term", bounds.check_beta_weighs_the_kl),
+        ELBO, "loss", "_weighed(term, beta) if name in latents else term", "beta * term",
+        bounds.check_beta_weighs_the_kl),
     "beta left out of the score function": Mutant(
         elbo._Tempered, "_pyro_sample", 'msg["scale"] * self.weight', 'msg["scale"]',
         bounds.check_tempered_score_function_is_unbiased),

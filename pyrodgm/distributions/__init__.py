@@ -2,6 +2,7 @@
 
 from pyrodgm.distributions.autoregressive import AutoregressiveDistribution, MixtureOfOrders
 from pyrodgm.distributions.discretized import Codes, DiscretizedLogistic
+from pyrodgm.distributions.features import IndependentBernoulli, IndependentNormal
 from pyrodgm.distributions.flow import FlowDistribution
 from pyrodgm.distributions.implicit import Generated
 from pyrodgm.distributions.kernel_mixture import KernelMixture
@@ -19,6 +20,8 @@ __all__ = [
     "DiscretizedLogistic",
     "FlowDistribution",
     "Generated",
+    "IndependentBernoulli",
+    "IndependentNormal",
     "KernelMixture",
     "MixtureDistribution",
     "MixtureOfOrders",

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent, Normal, constraints, register_kl
 
+from pyrodgm.distributions.features import IndependentNormal
 from pyrodgm.shapes import expand_to
 
 __all__ = ["StandardNormalDistribution"]
@@ -72,10 +73,11 @@ class StandardNormalDistribution(TorchDistribution):
 
 @register_kl(Independent, StandardNormalDistribution)
 def _kl_normal_standard(q: Independent, p: StandardNormalDistribution) -> Tensor:
-    if not isinstance(q.base_dist, Normal) or q.event_shape != p.event_shape:
+    lean = isinstance(q, IndependentNormal)
+    normal: Any = q if lean else q.base_dist
+    if not (lean or isinstance(normal, Normal)) or q.event_shape != p.event_shape:
         raise NotImplementedError
-    mean, scale = q.base_dist.loc, q.base_dist.scale
-    first = mean.dim() - len(p.event_shape)
-    squares, logs = torch.addcmul(scale * scale, mean, mean), scale.log()
-    kl = 0.5 * (squares.flatten(first).sum(-1) - p.event_shape.numel()) - logs.flatten(first).sum(-1)
-    return expand_to(kl, p.batch_shape)
+    mean, scale = normal.loc, normal.scale
+    twice = torch.addcmul(scale * scale, mean, mean).sub(normal.log_scale if lean else scale.log(), alpha=2)
+    twice = twice.flatten(mean.dim() - len(p.event_shape)).sum(-1)
+    return expand_to(0.5 * (twice - p.event_shape.numel()), p.batch_shape)

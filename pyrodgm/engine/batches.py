@@ -79,7 +79,7 @@ class TensorBatches(Batches):
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         for index in self.picks(seed, epoch, start):
             index = index.to(self.x.device, non_blocking=True)
-            yield self.x[index], None if self.context is None else self.context[index]
+            yield self.x.index_select(0, index), None if self.context is None else self.context.index_select(0, index)
 
 
 class _BatchSampler(Sampler[list[int]]):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -21,7 +23,7 @@ from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.annealing import Schedule
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.free_bits import FreeBits
-from pyrodgm.traces import check_guide_sites, refuse_auxiliary, sample_sites, site_log_prob
+from pyrodgm.traces import SiteRecord, check_guide_sites, refuse_auxiliary, sample_sites, site_log_prob
 
 __all__ = ["ELBO", "PyroObjective"]
 
@@ -98,20 +100,21 @@ class ELBO(Objective):
         latents = sample_sites(guide_trace)
         if not all(site["fn"].has_rsample for site in latents.values()):
             return self._score_function(model, x, context, n, beta) / rows
-        model_trace = self._trace(poutine.replay(model, trace=guide_trace), x, context, n)
+        model_trace = self._trace(model, x, context, n, guide_trace)
         check_guide_sites(guide_trace, model_trace)
         if self.free_bits is not None:
             refuse_auxiliary(guide_trace, "free bits")
         if self.stl:
-            again = poutine.replay(stopped(model.guide), trace=guide_trace)
-            scored = self._trace(again, x, context, n)
+            scored = self._trace(stopped(model.guide), x, context, n, guide_trace)
             refuse_noise(model.guide, guide_trace, scored, {k: site["value"] for k, site in latents.items()})
             # A factor's parameters (those of r in Hierarchical) are the bound's, not the draws': they keep a gradient.
             latents = {k: latents[k] if isinstance(s["fn"], dist.Unit) else s for k, s in sample_sites(scored).items()}
         # Else a site's parents in the program may hang on the site in the guide, and a KL at their draws is no term.
-        ordered = [k for k in model_trace.nodes if k in latents] == [k for k in latents if k in model_trace.nodes]
-        analytic = self.analytic_kl and ordered
-        sums: dict[Any, Any] = {}  # of the sites under one plate scale
+        analytic = self.analytic_kl and (
+            len(latents) == 1
+            or [k for k in model_trace.nodes if k in latents] == [k for k in latents if k in model_trace.nodes]
+        )
+        sums: dict[Any, list[Tensor]] = {}  # of the sites under one plate scale
         for name, site in sample_sites(model_trace).items():
             if isinstance(site["scale"], Tensor) and site["scale"].dim():
                 raise ValueError(
@@ -119,14 +122,12 @@ class ELBO(Objective):
                     "use PyroObjective(Trace_ELBO())"
                 )
             term = self._term(site, latents.get(name), analytic)
-            sums[site["scale"]] = sums.get(site["scale"], 0.0) + (beta * term if name in latents else term)
+            sums.setdefault(site["scale"], []).append(_weighed(term, beta) if name in latents else term)
         for name, site in latents.items():
             if name not in model_trace.nodes:  # an auxiliary site of the guide that the program does not have
-                sums[site["scale"]] = sums.get(site["scale"], 0.0) - beta * site_log_prob(site).sum()
-        total: Any = 0.0
-        for scale, value in sums.items():
-            total = total + value * (-scale / (rows * self.particles))
-        return total
+                sums.setdefault(site["scale"], []).append(-_weighed(site_log_prob(site).sum(), beta))
+        parts = [_total(terms) * (-scale / (rows * self.particles)) for scale, terms in sums.items()]
+        return _total(parts)
 
     def held_out(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None = None, *, n: int | None = None
@@ -148,11 +149,14 @@ class ELBO(Objective):
                 pass  # no closed form for this pair: take the sample's
         return site_log_prob(site).sum() - site_log_prob(guide_site).sum()
 
-    def _trace(self, program: Callable[..., Any], x: Tensor, context: Tensor | None, n: int | None) -> Any:
+    def _trace(
+        self, program: Callable[..., Any], x: Tensor, context: Tensor | None, n: int | None, replayed: Any = None
+    ) -> Any:
         particles = pyro.plate("particles", self.particles, dim=-2) if self.particles > 1 else nullcontext()
-        with poutine.trace() as handler, particles:
+        again = nullcontext() if replayed is None else ReplayMessenger(trace=replayed)
+        with SiteRecord() as record, particles, again:
             program(x, context, n=n)
-        return handler.trace
+        return record
 
     def _score_function(
         self, model: GenerativeModel, x: Tensor, context: Tensor | None, n: int | None, beta: float | Tensor
@@ -167,6 +171,15 @@ class ELBO(Objective):
             return elbo.differentiable_loss(model, model.guide, x, context, n=n)
         with _Tempered(beta):
             return elbo.differentiable_loss(model, model.guide, x, context, n=n)
+
+
+def _weighed(term: Tensor, beta: float | Tensor) -> Tensor:
+    return term if isinstance(beta, float) and beta == 1.0 else beta * term
+
+
+def _total(terms: list[Tensor]) -> Any:
+    """Their sum, without adding a 0: a step of a small model takes as long as a hundred such products and sums."""
+    return reduce(operator.add, terms) if terms else 0.0
 
 
 class _Tempered(Messenger):

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyrodgm.core import Tractable
+from pyrodgm.distributions.features import IndependentBernoulli, IndependentNormal
 from pyrodgm.distributions.normal import StandardNormalDistribution
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import is_real
 
 __all__ = ["Parametric", "StandardNormal"]
+
+_LEAN: dict[Any, Any] = {dist.Normal: IndependentNormal, dist.Bernoulli: IndependentBernoulli}
 
 
 class StandardNormal(Tractable):
@@ -91,9 +95,10 @@ class Parametric(Tractable):
         self.constraints = {k: c for k, c in constraints.items() if k not in self.fixed}
         if not self.constraints or set(self.fixed) - set(constraints):
             raise TypeError(f"expected {family} to have parameters besides fixed={self.fixed}, got {list(constraints)}")
+        self.maps: dict[str, Any] = {}  # from unconstrained numbers, None where they are left as they are
         for name, constraint in self.constraints.items():
             try:
-                biject_to(constraint)
+                self.maps[name] = None if is_real(constraint) else biject_to(constraint)
             except NotImplementedError:
                 raise TypeError(
                     f"expected a family whose parameters can be learned, got {family.__name__} with {name!r} of "
@@ -106,6 +111,7 @@ class Parametric(Tractable):
                 f"with vectors {sorted(vectors)} and sizes={sizes}"
             )
         self.distribution = family
+        self.lean = None if self.fixed else _LEAN.get(family)  # of the unconstrained numbers, in the same order
         self.sizes = {k: (sizes or {}).get(k, 1) for k in self.constraints}
         outputs = sum(self.sizes.values()) * self.event_shape.numel()
         if not context:
@@ -117,10 +123,15 @@ class Parametric(Tractable):
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
-        _, context = self.check(None, context)
-        raw = self.free if self.net is None else self.net(context).to(self.like.dtype)
+        dtype = self.like.dtype
+        if context is None or context.dtype != dtype or context.shape[-1:] != (self.context,):
+            _, context = self.check(None, context)
+        raw = self.free if self.net is None else self.net(context).to(dtype)
+        parts = self._parts(raw)
+        if self.lean is not None:
+            return self.lean(*parts, event_dim=len(self.event_shape))
         arguments: dict[str, Any] = {
-            k: _to(c, v) for (k, c), v in zip(self.constraints.items(), self._parts(raw), strict=True)
+            k: v if to is None else to(v) for (k, to), v in zip(self.maps.items(), parts, strict=True)
         }
         for name, value in self.fixed.items():
             arguments[name] = self.like.new_full((), value)
@@ -134,16 +145,14 @@ class Parametric(Tractable):
 
     def _parts(self, raw: Tensor) -> Sequence[Tensor]:
         """The raw numbers of each parameter: (*B, outputs) -> (*B, *event), or (*B, *event, size) for vectors."""
-        if len(self.sizes) == 1 and 1 in self.sizes.values():  # unbinding would copy the gradient
-            return [raw.unflatten(-1, self.event_shape)]
+        count, event = len(self.sizes), self.event_shape
         if max(self.sizes.values()) == 1:
-            return raw.unflatten(-1, (len(self.sizes), *self.event_shape)).unbind(raw.dim() - 1)
-        features = self.event_shape.numel()
+            if len(event) == 1:
+                return raw.chunk(count, -1) if count > 1 else [raw]
+            raw = raw.unflatten(-1, (count, *event))
+            return raw.unbind(-1 - len(event)) if count > 1 else [raw.squeeze(-1 - len(event))]
+        features = event.numel()
         split = raw.split([size * features for size in self.sizes.values()], -1)
         vector = (self.constraints[k].event_dim for k in self.sizes)
-        shapes = [(*self.event_shape, *[size] * v) for size, v in zip(self.sizes.values(), vector, strict=True)]
+        shapes = [(*event, *[size] * v) for size, v in zip(self.sizes.values(), vector, strict=True)]
         return [part.unflatten(-1, shape) for part, shape in zip(split, shapes, strict=True)]
-
-
-def _to(constraint: Any, raw: Tensor) -> Tensor:
-    return raw if is_real(constraint) else biject_to(constraint)(raw)

@@ -323,9 +323,9 @@ def test_bf16_autocast_keeps_distribution_parameters_in_float32():
     seen = set()
 
     class Looks(pyrodgm.objectives.ELBO):
-        def _trace(self, program, x, context, n):
+        def _trace(self, *run):
             before = len(casts)
-            trace = super()._trace(program, x, context, n)
+            trace = super()._trace(*run)
             inside.extend(casts[before:])
             for site in sample_sites(trace).values():
                 base = getattr(site["fn"], "base_dist", site["fn"])
