@@ -62,6 +62,24 @@ def steps_of(row: Row, model: VAE, table: Table, run: dict[str, Any], options: a
     return max(TIMED_STEPS, int((60 * options.minutes - 2 * once) / each))
 
 
+class NormalizedAdam(torch.optim.Adam):
+    """Adam on gradients that are divided by their norm, parameter by parameter, as the VampPrior's authors have it."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.div_(p.grad.norm() + 1e-7)
+        return super().step(closure)
+
+
+def optimizer(parameters: Any, options: argparse.Namespace) -> torch.optim.Optimizer:
+    if "gradient" in options.authors:
+        return NormalizedAdam(parameters, lr=options.lr, fused=True)
+    return torch.optim.Adam(parameters, lr=options.lr, eps=1e-4, fused=True)
+
+
 def train(row: Row, model: VAE, table: Table, folder: Path | None, options: argparse.Namespace) -> dict[str, Any]:
     """A run of the row: its epochs, its steps, its seconds, and the processor's."""
     run = {"batch_size": options.batch_size, "device": options.device, "seed": options.seed, "progress": False}
@@ -75,7 +93,7 @@ def train(row: Row, model: VAE, table: Table, folder: Path | None, options: argp
         steps=steps,
         validate=table.valid,
         early_stopping=table.patience,
-        optimizer=lambda p: torch.optim.Adam(p, lr=options.lr, eps=1e-4, fused=True),
+        optimizer=lambda p: optimizer(p, options),
         lr_schedule=lambda optimizer, total: CosineAnnealingLR(optimizer, options.schedule_steps or total),
         compile=options.compile,
         checkpoint=folder,
@@ -169,6 +187,14 @@ def main() -> None:
     parser.add_argument("--schedule-steps", type=int, default=None, help="of the cosine, if it is to be cut short")
     parser.add_argument(
         "--warm-up", type=int, default=100, help="epochs in which the weight of VampPrior's KL rises to 1"
+    )
+    parser.add_argument(
+        "--authors",
+        nargs="*",
+        default=[],
+        choices=("gradient", "start", "clamp", "pseudo"),
+        help="vamp: choices of its authors' program (normalised gradients, starting weights, bounded scales and "
+        "probabilities, pseudo-inputs)",
     )
     parser.add_argument("--k", type=int, default=50, help="particles of the IWAE")
     parser.add_argument("--particles", type=int, default=5000, help="of the test likelihood")

@@ -235,16 +235,47 @@ def _gated(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(_Gated(inputs, hidden), _Gated(hidden, hidden), MLP(hidden, outputs, ()))
 
 
+class _BoundedScales(nn.Module):
+    """Of a mean and a log-scale, the log-scale kept in [-3, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, log_scale = x.chunk(2, -1)
+        return torch.cat((mean, nn.functional.hardtanh(log_scale, -3.0, 1.0)), -1)
+
+
+class _Clipped(VampPrior):
+    """Pseudo-inputs that are numbers cut off at 0 and 1, not squashed ones."""
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        return self.free.clamp(0, 1)
+
+
 def _vamp_rows(train: Tensor, printed: tuple[float, float], options: argparse.Namespace) -> list[Row]:
-    """One layer of 40 with two gated layers of 300 on each side, as in the paper; 500 pseudo-inputs."""
+    """One layer of 40 with two gated layers of 300 on each side, as in the paper; 500 pseudo-inputs.
+
+    ``--authors`` takes choices of their program (github.com/jmtomczak/vae_vampprior) over ours.
+    """
+    theirs = set(options.authors)
 
     def build(vamp: bool) -> VAE:
-        guide = Parametric(dist.Normal, VAMP_LATENT, context=D, net=_gated(D, 2 * VAMP_LATENT))
-        likelihood = Parametric(dist.Bernoulli, D, context=VAMP_LATENT, net=_gated(VAMP_LATENT, D))
+        encoder, decoder = _gated(D, 2 * VAMP_LATENT), _gated(VAMP_LATENT, D)
+        for layer in (*encoder.modules(), *decoder.modules()):
+            if "start" in theirs and isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)
+        if "clamp" in theirs:  # log-variances to [-6, 2], probabilities to [1e-5, 1 - 1e-5]
+            encoder.append(_BoundedScales())
+            decoder.append(nn.Hardtanh(-11.5129, 11.5129))
+        guide = Parametric(dist.Normal, VAMP_LATENT, context=D, net=encoder)
+        likelihood = Parametric(dist.Bernoulli, D, context=VAMP_LATENT, net=decoder)
         if not vamp:
             return VAE(StandardNormal(VAMP_LATENT), likelihood, guide)
+        if "pseudo" in theirs:
+            clipped = _Clipped(guide, PSEUDO_INPUTS)
+            nn.init.normal_(clipped.free, 0.5, 0.02)
+            return VAE(clipped, likelihood, guide)
         prior = VampPrior(guide, min(PSEUDO_INPUTS, len(train)), support=dist.constraints.unit_interval)
-        # Starting near one grey, as the authors' program does, came out worse.
+        # Starting near one grey came out worse without the other choices of the authors' program.
         prior.start_from(train[torch.randperm(len(train))[: len(prior.free)]])
         return VAE(prior, likelihood, guide)
 
