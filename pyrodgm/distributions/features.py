@@ -20,6 +20,7 @@ class _Features(dist.Independent):
     """
 
     family: type[Any]
+    _validates: bool | None = None
 
     def __init__(self, event_dim: int, parameters: dict[str, Tensor]) -> None:
         self._parameters, self.reinterpreted_batch_ndims = parameters, event_dim
@@ -28,6 +29,14 @@ class _Features(dist.Independent):
         Distribution.__init__(self, shape[:split], shape[split:])
         if self._validate_args:
             self._base = self.family(**parameters)  # which looks at the parameters
+
+    @property
+    def _validate_args(self) -> bool:  # Pyro's asks base_dist
+        return Distribution._validate_args if self._validates is None else self._validates
+
+    @_validate_args.setter
+    def _validate_args(self, value: bool) -> None:
+        self._validates = self.base_dist._validate_args = value
 
     @property
     def base_dist(self) -> Any:

@@ -49,6 +49,19 @@ def test_it_is_the_familys_own_to_event(name, validated):
 
 
 @both
+def test_the_family_is_built_only_where_it_is_asked_for(name):
+    with pyro.validation_enabled(False):
+        lean, _, x = pair(name)
+        assert (lean.rsample() if lean.has_rsample else lean.log_prob(x)).isfinite().all()
+        assert "_base" not in vars(lean)
+        lean._validate_args = True
+        assert lean._validate_args
+        assert lean.base_dist._validate_args
+        with pytest.raises(ValueError, match="within the support"):
+            lean.log_prob(torch.full_like(x, float("nan")))
+
+
+@both
 def test_samples_have_its_moments(name):
     lean, own, _ = pair(name)
     torch.manual_seed(0)
