@@ -39,9 +39,11 @@ import test_replay as replays
 import test_resampled as refusals
 import test_reverse_kl as reverse
 import test_score as scores
+import test_sequential_way as sequential
 import test_splines as splines
 import test_target_estimate as targets
 import test_visible_units as visibles
+import torch
 
 from pyrodgm import core
 from pyrodgm.bijectors import (
@@ -57,7 +59,6 @@ from pyrodgm.bijectors import (
     spline_rational,
     univariate,
 )
-from pyrodgm.bijectors import autoregressive as autoregressive_maps
 from pyrodgm.distributions import autoregressive, conditionals, flow, kernel_mixture, normal, tokens, unnormalised
 from pyrodgm.energy import bipartite, dbm, dbn, gap, normalised, rbm, tilted, twins, visible_units
 from pyrodgm.evaluation import target
@@ -65,7 +66,7 @@ from pyrodgm.guides import Contrast, FullCovariance, SemiAmortized, contrast, lo
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, MEADS, LowRank, RandomWalk, low_rank, meads, metric
 from pyrodgm.latent import completion
-from pyrodgm.nets import incremental, masked
+from pyrodgm.nets import incremental, incremental_solve, masked
 from pyrodgm.objectives import (
     ELBO,
     Adversarial,
@@ -174,8 +175,14 @@ MUTANTS = {
         "self._ladj(spread.detach(), y)",
         bijector.check_gradients_are_slopes, ("BatchNorm", False, "inverse_and_ladj")),
     "a sequential way that its context does not hear of": Mutant(
-        autoregressive_maps._Sequential, "backward", "next(grads) if wants[1]", "0 * next(grads) if wants[1]",
+        incremental_solve.IncrementalSolve, "gradients", "part = delta.T @ weight", "part = 0 * (delta.T @ weight)",
         bijector.check_gradients_are_slopes, ("Autoregressive", True, "inverse_and_ladj")),
+    "a chunk that never reaches the features before it": Mutant(
+        incremental_solve.IncrementalSolve, "back", "self.ends[level][first]", "0",
+        sequential.check_gradients_across_chunks, ("inverse_and_ladj",)),
+    "a gradient at weights that the mask hides": Mutant(
+        incremental_solve, "weight_gradient", "(into.t() @ x).mul_(mask)", "into.t() @ x",
+        sequential.check_gradients_are_autograds, ([9, 14, 11], torch.nn.SiLU, 0)),
     "actnorm ignores its context": Mutant(
         normalization._Diagonal, "_numbers", "self.net(context)", "self.net(0 * context)",
         bijector.check_context_changes_the_map, ("ActNorm",)),

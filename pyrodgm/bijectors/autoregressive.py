@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
-from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from pyrodgm.bijectors.base import BijectiveTransform, Bijector, in_its_precision
 from pyrodgm.bijectors.events import check_size
 from pyrodgm.bijectors.univariate import ScaleShift, Univariate
-from pyrodgm.nets.incremental import IncrementalPass, IncrementalSolve
+from pyrodgm.nets.incremental import IncrementalPass
+from pyrodgm.nets.incremental_solve import IncrementalSolve
 from pyrodgm.nets.masked import MaskedMLP
 from pyrodgm.shapes import expand_to
 
@@ -39,39 +39,31 @@ class _Sequential(Function):
     """(x, ladj) of the inverse: solved feature by feature, differentiated implicitly and as incrementally."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, context: Tensor | None, transform: _Transform, *parameters: Tensor) -> Any:
+    def forward(ctx: Any, y: Tensor, context: Tensor | None, transform: _Transform, *tensors: Tensor) -> Any:
         state = IncrementalSolve(transform.net, context, len(y))
         x = _solve(state, transform.univariate, y)
         ladj = _solved_ladj(state, transform.univariate)
-        ctx.save_for_backward(x, context, *parameters)
-        ctx.state, ctx.transform = state, transform
+        ctx.save_for_backward(context, *tensors)
+        ctx.state, ctx.univariate = state, transform.univariate
         return x, ladj
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_ladj: Tensor) -> Any:
-        x, context, *parameters = ctx.saved_tensors  # of the forward pass, whatever the network holds by now
-        net, univariate, wants = ctx.transform.net, ctx.transform.univariate, ctx.needs_input_grad
-        with torch.enable_grad(), in_its_precision(x):
-            leaf = x.detach().requires_grad_()
-            context = None if context is None else context.detach().requires_grad_(wants[1])
-            weights = [w.detach().requires_grad_(wanted) for w, wanted in zip(parameters, wants[3:], strict=True)]
-            names = [name for name, _ in net.named_parameters()]
-            raw = functional_call(net, dict(zip(names, weights, strict=True)), (leaf, context))
-            y, slope = univariate.call_and_ladj(raw, leaf)
-            # Of the map itself, the inverse's is its negative; the slope alone may be a constant, without a graph.
-            ladj = slope.sum(-1) + 0 * y.sum(-1)
-            (through_ladj,) = torch.autograd.grad(ladj, leaf, grad_ladj, retain_graph=True)
-            # How y moves with each feature and with each feature's own parameters, the network held still.
-            still, x_only = raw.detach().requires_grad_(), x.detach().requires_grad_()
-            one, _ = univariate.call_and_ladj(still, x_only)
-            diagonal, slopes = torch.autograd.grad(one.sum(), (x_only, still))
-        v = ctx.state.transposed(grad_x - through_ladj, diagonal, slopes)
-        wanted = [leaf for leaf in (context, *weights) if leaf is not None and leaf.requires_grad]
-        found = torch.autograd.grad((y, ladj), wanted, (-v, -grad_ladj), allow_unused=True) if wanted else ()
-        grads = iter(found)
-        of_context = next(grads) if wants[1] else None
-        return v, of_context, None, *(next(grads) if w.requires_grad else None for w in weights)  # some may be frozen
+        _ = ctx.saved_tensors  # an error if one was changed in place since
+        state, order = ctx.state, ctx.state.order
+        with in_its_precision(grad_x):
+            with torch.enable_grad():  # of the map itself, the parameters held still; the inverse's ladj is -ladj
+                x, raw = state.values.detach().requires_grad_(), state.out.detach().requires_grad_()
+                y, ladj = ctx.univariate.call_and_ladj(raw.permute(2, 1, 0), x.T)
+                diagonal, slopes = torch.autograd.grad(y.sum(), (x, raw), retain_graph=True)
+                own, through = torch.zeros_like(diagonal), torch.zeros_like(slopes)
+                if ladj.requires_grad:  # else it is constant
+                    at_ladj = -grad_ladj.unsqueeze(-1).expand_as(ladj)
+                    own, through = torch.autograd.grad(ladj, (x, raw), at_ladj, materialize_grads=True)
+            v = state.back(grad_x.T[order] + own, diagonal, slopes, through)
+            at_context, *others = state.gradients(ctx.needs_input_grad[1], ctx.needs_input_grad[3:])
+        return v[order.argsort()].T, at_context, None, *others
 
 
 class _Transform(BijectiveTransform):
@@ -93,7 +85,7 @@ class _Transform(BijectiveTransform):
                 x, ladj = self._by_passes(rows, context)
             elif torch.is_grad_enabled():
                 self._check_dropout()
-                x, ladj = _Sequential.apply(rows, context, self, *self.net.parameters())
+                x, ladj = _Sequential.apply(rows, context, self, *IncrementalSolve.tensors(self.net))
             else:  # nothing to remember
                 state = IncrementalPass(self.net, context, len(rows))
                 x, ladj = _solve(state, self.univariate, rows), _solved_ladj(state, self.univariate)

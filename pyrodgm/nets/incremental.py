@@ -1,4 +1,4 @@
-"""One pass through a masked network with every weight used once: to sample, and to invert forwards and backwards."""
+"""One pass through a masked network, feature by feature, with every weight used once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrodgm.nets.masked import MaskedMLP, one_hot
 
-__all__ = ["IncrementalPass", "IncrementalSolve"]
+__all__ = ["IncrementalPass", "in_order"]
 
 _LEAST, _MOST, _UNITS = 4, 32, 96  # a chunk is of so many features, or of the units of one layer
 
@@ -44,6 +44,7 @@ class IncrementalPass:
         self.activation = net.activation
         inputs = (self.order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
         sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
+        self.sorts = sorts
         last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
         to_last = net.context_to_last if net.layers else net.from_context
 
@@ -53,10 +54,10 @@ class IncrementalPass:
             value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
             if from_context is not None and context is not None:
                 value = value + from_context.weight @ context.T
-            return _sorted(value, sort)
+            return in_order(value, sort)
 
         self.weights = [
-            _sorted(_sorted(layer.weight, up), down, 1).contiguous()
+            in_order(in_order(layer.weight, up), down, 1).contiguous()
             for layer, down, up in zip(layers, sorts[:-1], sorts[1:], strict=True)
         ]
         biases = [
@@ -64,7 +65,7 @@ class IncrementalPass:
             for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
         ]
         split = (net.outputs, net.features)
-        last_weight = _sorted(_sorted(net.last.weight, last_sort), sorts[-1], 1)
+        last_weight = in_order(in_order(net.last.weight, last_sort), sorts[-1], 1)
         self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()  # (D, P, H)
         last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1)
         self.direct = (
@@ -161,62 +162,6 @@ class IncrementalPass:
         return self.values[self.order.argsort()].T.contiguous()
 
 
-class IncrementalSolve(IncrementalPass):
-    r"""An incremental pass that can also solve with the transposed Jacobian of the map it inverted.
-
-    For :math:`F_i(x) = T(x_i; p_i(x_{<i}))` with p from the network, :math:`J = \partial F / \partial x` is
-    triangular in the order of the features. :meth:`transposed` solves :math:`J^\top v = g` from the
-    last feature to the first: once :math:`v_i` is known, what it adds to the units of lower degree is
-    added, and the units of degree i - 1 are complete. Each weight is used once.
-
-    Args:
-        net, context, rows, mask: as :class:`IncrementalPass`; the net has no direct connections.
-    """
-
-    def _activation_slopes(self) -> list[Tensor]:
-        """The activation's derivative at every hidden unit, (H, N) a layer."""
-        slopes = []
-        for inputs in self.inputs:
-            with torch.enable_grad():
-                leaf = inputs.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(self.activation(leaf.clone()).sum(), leaf)
-            slopes.append(slope)
-        return slopes
-
-    @torch.no_grad()
-    def transposed(self, gradient: Tensor, diagonal: Tensor, slopes: Tensor) -> Tensor:
-        r"""v with :math:`J^\top v = g`, after all features are set.
-
-        Args:
-            gradient: g, (N, D).
-            diagonal: :math:`\partial T / \partial x_i`, (N, D).
-            slopes: :math:`\partial T / \partial p_i`, (N, P, D).
-        Shapes: returns (N, D).
-        """
-        order = self.order
-        g, diagonal = gradient.T[order], diagonal.T[order]  # (D, N), by rank
-        slopes = slopes.permute(2, 1, 0)[order]  # (D, P, N)
-        active = self._activation_slopes()
-        pending = [torch.zeros_like(units) for units in self.units]  # gradient at each unit so far, (H, N)
-        v = torch.empty_like(g)
-        levels = range(len(self.units) - 1, 0, -1)
-        for i in range(self.features - 1, -1, -1):
-            v[i] = (g[i] - pending[0][i]) / diagonal[i]
-            into = slopes[i] * v[i]  # (P, N), the gradient at the parameters of feature i
-            seen = self.ends[-1][i]
-            pending[-1][:seen].addmm_(self.last_weight[i][:, :seen].T, into)
-            if i == 0:
-                break
-            for level in levels:  # units of degree i - 1 feed ranks >= i only, and those are done
-                start, end = self.ends[level][i - 1], self.ends[level][i]
-                if start == end:
-                    continue
-                rows, below = slice(start, end), self.ends[level - 1][i]
-                delta = pending[level][rows].mul_(active[level - 1][rows])
-                pending[level - 1][:below].addmm_(self.weights[level - 1][rows, :below].T, delta)
-        return v[order.argsort()].T.contiguous()
-
-
-def _sorted(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:
+def in_order(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:
     """values in an order along one dimension, without a copy where they have it already, as degrees mostly do."""
     return values if bool((sort.diff() > 0).all()) else values.index_select(dim, sort)

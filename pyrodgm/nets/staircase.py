@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-__all__ = ["blocks_of", "staircase_linear"]
+__all__ = ["blocks_of", "staircase_linear", "weight_gradient"]
 
 Block = tuple[slice, slice]  # rows of the weight, and the columns that they see
 
@@ -74,6 +74,17 @@ def _plain(x: Tensor) -> bool:
     )
 
 
+def weight_gradient(into: Tensor, x: Tensor, mask: Tensor, blocks: list[Block] | None) -> Tensor:
+    """The gradient of a masked weight: of what x (N, columns) feeds, ``into`` (N, rows) -> (rows, columns)."""
+    if blocks is None:
+        return (into.t() @ x).mul_(mask)
+    found = x.new_zeros(mask.shape)
+    for rows, columns in blocks:
+        block = torch.mm(into[:, rows].t(), x[:, columns], out=found[rows, columns])
+        block.mul_(mask[rows, columns])
+    return found
+
+
 class _Staircase(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, blocks: list[Block]) -> Tensor:
@@ -92,11 +103,7 @@ class _Staircase(Function):
         if torch.is_grad_enabled():  # somebody differentiates the gradient: give it a graph
             return grad @ (weight * mask), (grad.t() @ x) * mask, grad.sum(0), None, None
         to_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight)
-        for rows, columns in ctx.blocks:
-            into, block = grad[:, rows], to_weight[rows, columns]
-            if to_x is not None:
-                to_x[:, columns].addmm_(into, masked[rows, columns])
-            torch.mm(into.t(), x[:, columns], out=block)
-            block.mul_(mask[rows, columns])
-        return to_x, to_weight, grad.sum(0), None, None
+        if to_x is not None:
+            for rows, columns in ctx.blocks:
+                to_x[:, columns].addmm_(grad[:, rows], masked[rows, columns])
+        return to_x, weight_gradient(grad, x, mask, ctx.blocks), grad.sum(0), None, None

@@ -12,6 +12,7 @@ from pyrodgm.bijectors import (
     LeakyReLU,
     MaskedCoupling,
     RationalQuadraticSpline,
+    Shift,
     autoregressive,
 )
 from pyrodgm.bridges.pyro import PyroTransform
@@ -62,6 +63,10 @@ def test_frozen_weights_have_no_gradient():
 
 @pytest.mark.parametrize("way", ["call_and_ladj", "inverse_and_ladj"])
 def test_gradients_across_chunks_are_slopes(way):
+    check_gradients_across_chunks(way)
+
+
+def check_gradients_across_chunks(way):
     """Of more features than one chunk holds, through two hidden layers."""
     torch.manual_seed(0)
     features = 2 * _MOST + 3
@@ -120,3 +125,76 @@ def test_x_alone_is_the_x_of_the_fused_pass(name):
     torch.testing.assert_close(alone, x, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close((fused, fused_ladj), (x, ladj), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(layer(x), (y, -ladj), rtol=1e-8, atol=1e-8)
+
+
+class SquareInPlace(torch.nn.Module):
+    """Works in place and has no flag that says so."""
+
+    def forward(self, x):
+        return x.mul_(x.detach())
+
+
+def test_an_activation_that_works_in_place_leaves_the_sums_alone():
+    layer, y = built(7, activation=SquareInPlace), rows(7)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(layer.inv(y)[0])[0], y)
+
+
+def by_both_ways(layer, y, context):
+    """Gradients of a function of x and ladj: the sequential way's, and plain autograd's of D passes."""
+    leaves = [y, *(() if context is None else (context,)), *layer.parameters()]
+    transform = layer.condition(context)
+    for way in (transform.inverse_and_ladj(y), transform._by_passes(y, context)):
+        total = (way[0].asinh().sum(-1) * way[1].sin()).sum()
+        yield torch.autograd.grad(total, leaves, materialize_grads=True)  # without units no activation acts
+
+
+@pytest.mark.parametrize("hidden", [[], [14], [9, 14, 11]])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.PReLU, torch.nn.SiLU])
+@pytest.mark.parametrize("context", [0, C])
+def test_gradients_are_autograds(hidden, activation, context):
+    check_gradients_are_autograds(hidden, activation, context)
+
+
+def check_gradients_are_autograds(hidden, activation, context):
+    torch.manual_seed(0)
+    order = torch.tensor([2, 0, 5, 1, 3, 4])
+    layer = grow(Autoregressive(6, context=context, hidden=hidden, activation=activation, order=order)).double()
+    y = rows(6).requires_grad_()
+    found, expected = by_both_ways(layer, y, contexts(5).requires_grad_() if context else None)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("univariate", [RationalQuadraticSpline(4), LeakyReLU(1.5), Shift()])
+def test_gradients_are_autograds_for_every_map(univariate):
+    layer = built(6, univariate=univariate)
+    found, expected = by_both_ways(layer, rows(6).requires_grad_(), None)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_wide_layers_are_autograds():
+    """Whose products go by blocks under the stairs, and whose chunks hold few features."""
+    torch.manual_seed(0)
+    layer = grow(Autoregressive(8, hidden=[512, 512]), 0.02).double()
+    assert any(layer.net.blocks)
+    found, expected = by_both_ways(layer, rows(8).requires_grad_(), None)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_go_through_parametrizations():
+    layer, y = built(), rows(4)
+    torch.nn.utils.parametrizations.weight_norm(layer.net.layers[0])
+
+    def total():
+        x, ladj = layer.inv(y)
+        return x.sin().sum() + ladj.sum()
+
+    assert_gradients_are_slopes(total, {"the parameters": list(layer.parameters())})
+
+
+def test_a_graph_that_is_kept_gives_the_gradient_twice():
+    layer = built()
+    x, ladj = layer.inv(rows(4))
+    loss = (x.sin() + ladj.unsqueeze(-1)).sum()
+    first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, list(layer.parameters())), first)
