@@ -34,7 +34,7 @@ from torch import Tensor
 Case = tuple[Callable[[str], tuple[list[Contender], Tensor]], tuple[str, ...], Callable[[], Jitted] | None]
 
 FAST = ("train", "log_prob", "sample", "vi")
-MAF = ("train", "log_prob", "sample")  # a differentiable draw takes the peers D passes forwards and back
+MAF = ("train", "log_prob", "sample")  # a differentiable draw takes the peers D passes forwards and back: --sequential
 IAF = ("sample", "vi")  # and so does scoring data
 
 WIDE, NARROW = (512, 512), (256, 256)
@@ -97,6 +97,9 @@ def main() -> None:
     parser.add_argument("--what", nargs="*", default=list(FAST), choices=FAST)
     parser.add_argument("--jax", action="store_true", help="add flowjax, jitted (it uses every core)")
     parser.add_argument("--compiled", nargs="*", default=["pyrodgm"], help="who is compiled too by --compile")
+    parser.add_argument(
+        "--sequential", action="store_true", help="what takes the peers D passes forwards and back (minutes a case)"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="only these contenders, beside the floor")
     parser.add_argument("--builds", type=int, default=1, help="instances of every contender: they differ by 2 to 5 %%")
     parser.add_argument(
@@ -107,7 +110,8 @@ def main() -> None:
     for title, (_, tasks, in_jax) in CASES.items():
         if options.cases and not any(word in title for word in options.cases):
             continue
-        what = [task for task in tasks if task in options.what]
+        asked = FAST if options.sequential and tasks in (MAF, IAF) and "MADE" not in title else tasks
+        what = [task for task in asked if task in options.what]
         if options.apart:
             apart(title, what, options)
             continue
@@ -165,7 +169,8 @@ def alone(title: str, task: str, name: str, options: argparse.Namespace, seed: i
 
 def rounds(title: str, task: str, options: argparse.Namespace) -> tuple[int, int]:
     """How many rounds are timed, and how many before them are not."""
-    slow = task == "sample" and any(word in title for word in ("MADE", "MAF", "autoregressive"))
+    by_passes = ("train", "log_prob") if "IAF" in title else ("sample", "vi")
+    slow = task in by_passes and any(word in title for word in ("MADE", "MAF", "IAF", "NSF autoregressive"))
     return (3, 1) if slow else (options.repeats, options.warmup)
 
 

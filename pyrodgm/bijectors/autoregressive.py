@@ -32,7 +32,7 @@ def _solve(state: IncrementalPass, univariate: Univariate, y: Tensor) -> Tensor:
 
 def _solved_ladj(state: IncrementalPass, univariate: Univariate) -> Tensor:
     """The inverse's ladj at the x that was found, of all features at once: (N)."""
-    return -univariate.call_and_ladj(state.out.permute(2, 1, 0), state.values.T)[1].sum(-1)
+    return -univariate.ladj(state.out.permute(2, 1, 0), state.values.T).sum(-1)
 
 
 class _Sequential(Function):

@@ -43,6 +43,10 @@ class Univariate(ABC):
         """x alone, where that is cheaper: what a sequential map does for every feature."""
         return self.inverse_and_ladj(raw, y)[0]
 
+    def ladj(self, raw: Tensor, x: Tensor) -> Tensor:
+        """log dy/dx alone, where that is cheaper."""
+        return self.call_and_ladj(raw, x)[1]
+
     def __repr__(self) -> str:
         """The class and the arguments that it keeps, such as ``ScaleShift(bound=2.0)``."""
         kept = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
@@ -77,6 +81,15 @@ class ScaleShift(Univariate):
         log_scale, shift = raw.unbind(-2)
         log_scale = -self.bound * torch.tanh(log_scale)
         return (y - shift) * log_scale.exp(), log_scale
+
+    def inverse(self, raw: Tensor, y: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.inverse_and_ladj(raw, y)[0]
+        log_scale, shift = raw.unbind(-2)
+        return (y - shift).mul_(torch.tanh(log_scale).mul_(-self.bound).exp_())
+
+    def ladj(self, raw: Tensor, x: Tensor) -> Tensor:
+        return self.bound * torch.tanh(raw.select(-2, 0))
 
 
 class Shift(Univariate):

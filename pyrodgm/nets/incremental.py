@@ -11,7 +11,7 @@ from pyrodgm.nets.masked import MaskedMLP, one_hot
 
 __all__ = ["IncrementalPass", "in_order"]
 
-_LEAST, _MOST, _UNITS = 4, 32, 96  # a chunk is of so many features, or of the units of one layer
+_LEAST, _MOST, _UNITS = 4, 32, 128  # a chunk is of so many features, or of the units of one layer
 
 
 class IncrementalPass:
