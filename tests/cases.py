@@ -49,6 +49,7 @@ from pyrodgm.bijectors import (
     Permutation,
     Pixels,
     Planar,
+    QRLinear,
     QuadraticSpline,
     Radial,
     RationalQuadraticSpline,
@@ -698,6 +699,11 @@ BIJECTORS |= {
         lambda: Householder(4, reflections=3, context=C, hidden=HIDDEN),
         4,
         volume_preserving=True,
+    ),
+    "QRLinear": BijectorCase(
+        lambda: QRLinear(4),
+        lambda: QRLinear(4, reflections=3, context=C, hidden=HIDDEN),
+        4,
     ),
     "Fixed": BijectorCase(lambda: Fixed(AffineTransform(0.3, 1.7)), None, 3, triangular=True),
 }

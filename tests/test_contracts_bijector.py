@@ -221,6 +221,7 @@ AUTOCAST = (
     "LULinear rotation",
     "LULinear image",
     "Householder",
+    "QRLinear",
     "Planar",
     "Radial",
     "ActNorm",

@@ -53,6 +53,7 @@ from pyrodgm.bijectors import (
     masked_coupling,
     multiscale,
     normalization,
+    orthogonal,
     pixels,
     planar,
     spline_bins,
@@ -159,8 +160,8 @@ MUTANTS = {
         linear.LULinear, "condition", "log_diagonal.sum(-1)", "self.log_diagonal.sum(-1)",
         bijector.check_ladj, ("LULinear image", True)),
     "reflections that go back in the same order": Mutant(
-        linear._ReflectionsTransform, "inverse_and_ladj", "reversed(self.vectors.unbind(-2))",
-        "self.vectors.unbind(-2)", bijector.check_round_trip, ("Householder", True)),
+        orthogonal._Reflections, "turn", "self.factor.mT if back", "self.factor.triu() if back",
+        bijector.check_round_trip, ("Householder", True)),
     "a determinant whose factors do not hear of it": Mutant(
         linear.LULinear, "condition", "log_diagonal.sum(-1), shift", "log_diagonal.sum(-1).detach(), shift",
         bijector.check_gradients_are_slopes, ("LULinear",)),

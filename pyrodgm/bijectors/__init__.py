@@ -6,12 +6,13 @@ from pyrodgm.bijectors.continuous import Continuous
 from pyrodgm.bijectors.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyrodgm.bijectors.elementwise import Elementwise, LeakyReLU, Sigmoid, Softplus, Tanh
 from pyrodgm.bijectors.fixed import Fixed
-from pyrodgm.bijectors.linear import Householder, LULinear, Permutation
+from pyrodgm.bijectors.linear import LULinear, Permutation
 from pyrodgm.bijectors.masked_coupling import MaskedCoupling, checkerboard
 from pyrodgm.bijectors.mixture_cdf import MixtureLogisticCDF
 from pyrodgm.bijectors.multiscale import MultiScale, Split
 from pyrodgm.bijectors.normalization import ActNorm, Affine, BatchNorm
 from pyrodgm.bijectors.ode import ODESolver
+from pyrodgm.bijectors.orthogonal import Householder, QRLinear
 from pyrodgm.bijectors.pixels import Pixels
 from pyrodgm.bijectors.planar import Planar, Radial
 from pyrodgm.bijectors.spline import LinearSpline, QuadraticSpline
@@ -55,6 +56,7 @@ __all__ = [
     "Permutation",
     "Pixels",
     "Planar",
+    "QRLinear",
     "QuadraticSpline",
     "Radial",
     "RationalQuadraticSpline",

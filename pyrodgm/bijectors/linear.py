@@ -1,4 +1,4 @@
-"""Linear maps that mix the features: permutations, triangular factors, reflections."""
+"""Linear maps that mix the features: permutations and triangular factors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyrodgm.bijectors.events import ImageShape, check_size, event_of
 from pyrodgm.nets.mlp import MLP
 from pyrodgm.shapes import expand_to
 
-__all__ = ["Householder", "LULinear", "Permutation"]
+__all__ = ["BOUND", "LULinear", "Permutation"]
 
-_BOUND = 2.0  # of what a context adds to a log-scale, as in ScaleShift
+BOUND = 2.0  # of what a context adds to a log-scale, as in ScaleShift
 
 
 class _PermutationTransform(BijectiveTransform):
@@ -203,66 +203,8 @@ class LULinear(Bijector):
             moves, shifts = self.net(context).to(factors.dtype).split((size * size, size), -1)
             moves = moves.unflatten(-1, (size, size))  # the diagonal's place in L and U is s's
             factors, shift = factors + moves, shift + shifts
-            log_diagonal = log_diagonal + _BOUND * torch.tanh(moves.diagonal(dim1=-2, dim2=-1))
+            log_diagonal = log_diagonal + BOUND * torch.tanh(moves.diagonal(dim1=-2, dim2=-1))
         lower = factors.tril(-1) + torch.eye(size, dtype=factors.dtype, device=factors.device)
         upper = factors.triu(1) + (self.sign * log_diagonal.exp()).diag_embed()
         make = _MatrixTransform if self.dims == 1 else _ConvolutionTransform
         return make(self.order, lower, upper, log_diagonal.sum(-1), shift)
-
-
-class _ReflectionsTransform(BijectiveTransform):
-    def __init__(self, vectors: Tensor) -> None:
-        super().__init__()
-        self.vectors = vectors / vectors.norm(dim=-1, keepdim=True)
-
-    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_size(x, self.vectors.shape[-1])
-        for v in self.vectors.unbind(-2):
-            x = x - 2 * (x * v).sum(-1, keepdim=True) * v
-        return x, x.new_zeros(x.shape[:-1])
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        check_size(y, self.vectors.shape[-1])
-        for v in reversed(self.vectors.unbind(-2)):
-            y = y - 2 * (y * v).sum(-1, keepdim=True) * v
-        return y, y.new_zeros(y.shape[:-1])
-
-
-class Householder(Bijector):
-    r"""A product of reflections, :math:`H_k = I - 2 v_k v_k^\top / |v_k|^2`: an orthogonal map, ladj 0.
-
-    Under a context, what a network makes of it is added to every v; it starts at 0.
-
-    Args:
-        features: D.
-        reflections: how many; D of them reach every orthogonal matrix of one sign of determinant.
-        context: size C of the conditioning vector, 0 for none.
-        hidden: widths of that network's hidden layers.
-    Shapes: x (*B, D), context (*B, C) -> y (*B, D), ladj (*B,) in nats.
-    Raises: ValueError for sizes below 1.
-    Source: Tomczak and Welling (2016), arXiv:1611.09630, eq. 6-8.
-    Example:
-        >>> layer = Householder(3, reflections=2)
-        >>> torch.allclose(layer(torch.ones(3))[0].norm(), torch.ones(3).norm())
-        True
-    """
-
-    volume_preserving = True
-
-    def __init__(
-        self, features: int, *, reflections: int | None = None, context: int = 0, hidden: Sequence[int] = (32,)
-    ) -> None:
-        super().__init__()
-        reflections = features if reflections is None else reflections
-        if features < 1 or reflections < 1:
-            raise ValueError(f"expected positive sizes, got features={features}, reflections={reflections}")
-        self.vectors = nn.Parameter(torch.randn(reflections, features))
-        self.context = context
-        self.net = MLP(context, reflections * features, hidden, last_scale=0.0) if context else None
-
-    def condition(self, context: Tensor | None = None) -> BijectiveTransform:
-        context = self.check(context)
-        vectors: Tensor = self.vectors
-        if self.net is not None:
-            vectors = vectors + self.net(context).to(vectors.dtype).unflatten(-1, vectors.shape)
-        return _ReflectionsTransform(vectors)
