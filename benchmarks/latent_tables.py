@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 import pyrodgm
 from pyrodgm.bijectors import AffineCoupling
 from pyrodgm.core import GenerativeModel
+from pyrodgm.guides import SemiAmortized
+from pyrodgm.guides.sites import Sites
 from pyrodgm.latent import VAE
 from pyrodgm.nets import MLP
 from pyrodgm.objectives import (
@@ -216,7 +218,14 @@ def collapse(options: argparse.Namespace) -> Table:
     with_flow = Row(
         "+ flow guide, warm-up", lambda: build(_flow_guide), lambda steps: ELBO(analytic_kl=False, beta=warm_up(steps))
     )
-    return Table(train, None, test, [*rows, with_flow])
+
+    def refined() -> VAE:
+        model = build()
+        model.guide = SemiAmortized(Sites(model, (train[:2],)), steps=3, hidden=HIDDEN)
+        return model
+
+    semi_amortized = Row("+ semi-amortized, 3 steps, warm-up", refined, lambda steps: ELBO(beta=warm_up(steps)))
+    return Table(train, None, test, [*rows, with_flow, semi_amortized])
 
 
 class _Gated(nn.Module):

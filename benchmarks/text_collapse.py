@@ -79,6 +79,11 @@ ROWS: dict[str, Row] = {
     "word dropout 0.5": Row(lambda steps: ELBO(), word_dropout=0.5),
     "skip to every logit": Row(lambda steps: ELBO(), skip=True),
     "InfoVAE (alpha 0.9, lambda 100)": Row(lambda steps: InfoVAE(0.9, 100.0)),
+    "InfoVAE (alpha 1, lambda 1000)": Row(lambda steps: InfoVAE(1.0, 1000.0)),
+    "skip and linear annealing": Row(lambda steps: ELBO(beta=LinearAnnealing(max(1, steps // 2))), skip=True),
+    "word dropout 0.5 and linear annealing": Row(
+        lambda steps: ELBO(beta=LinearAnnealing(max(1, steps // 2))), word_dropout=0.5
+    ),
     "cyclical, free bits and skip": Row(lambda steps: ELBO(beta=_cyclical(steps), free_bits=FreeBits(0.25)), skip=True),
 }
 

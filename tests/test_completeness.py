@@ -163,6 +163,7 @@ def close(value, error, exact):
 KNOWN = {
     "boltzmann_machine_worked": ("# ± #; reverse AIS #", lambda z, error, _: close(z, error, 172.420)),
     "dbm_digits": ("log Z: AIS # +- #, enumerated #", close),
+    "distilled_sampler_digits": ("teacher): # +- # nats", lambda divergence, error: divergence > -5 * error),
     "eight_schools_guides": (  # a mean of 16 terms, whose noise this allows
         "bound # nats, log evidence by quadrature #;",
         lambda bound, evidence: bound < evidence + 0.5,
