@@ -115,7 +115,7 @@ from pyrodgm.kernels import (
     RandomWalk,
     TemperedTransitions,
 )
-from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, Dequantized, ProdLDA
+from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, VQVAE2, Dequantized, ProdLDA
 from pyrodgm.nets import RecurrentNet, SkipMLP, TokenEncoder
 from pyrodgm.objectives import (
     ELBO,
@@ -391,6 +391,16 @@ def _vqvae(context: int = 0) -> VQVAE:
     return VQVAE.mlp(5, 2, 4, 1, HIDDEN, context, code_prior=prior)
 
 
+def _vqvae2(context: int = 0) -> VQVAE2:
+    return VQVAE2.mlp(5, (1, 1), 4, 1, HIDDEN, context)
+
+
+def _image_vqvae2(context: int = 0) -> VQVAE2:
+    """Four pixels, and one place at each level."""
+    sizes: Any = {"codes": 3, "size": 1, "channels": 8, "blocks": 1, "halvings": 1}
+    return VQVAE2.conv((1, 2, 2), context=context, **sizes)
+
+
 def _rbm(context: int = 0, visible: int = 5, units: VisibleUnits | None = None) -> RBM:
     rbm = RBM(visible, 3, context, units)
     rbm.sample_steps = 30  # five weakly bound units mix in a few sweeps
@@ -557,6 +567,8 @@ MODELS: dict[str, ModelCase] = {
     "VAE with mixture prior": ModelCase(lambda: _prior_vae("mixture"), lambda: _prior_vae("mixture", C), binary=True),
     "VAE with VampPrior": ModelCase(lambda: _prior_vae("vamp"), lambda: _prior_vae("vamp", C), binary=True),
     "VQVAE": ModelCase(_vqvae, lambda: _vqvae(C), binary=True, deterministic=True),
+    "VQVAE2": ModelCase(_vqvae2, lambda: _vqvae2(C), binary=True, deterministic=True),
+    "VQVAE2 of images": ModelCase(_image_vqvae2, lambda: _image_vqvae2(C), binary=True, deterministic=True),
     "Dequantized": ModelCase(_dequantized, lambda: _dequantized(C), binary=True),
     "Dequantized variational": ModelCase(lambda: _dequantized(0, True), lambda: _dequantized(C, True), binary=True),
     "M2": ModelCase(
@@ -850,6 +862,7 @@ GUIDES: dict[str, GuideCase] = {
     "Local": GuideCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: Local(VAE.mlp(5, 2, HIDDEN), torch.ones(4, 5))),
     "ClassAndStyle": GuideCase(_clusters, lambda: _clusters().guide),
     "NearestCode": GuideCase(lambda: _seeded(_vqvae), lambda: _seeded(_vqvae).guide),  # of one codebook
+    "NearestCodePair": GuideCase(lambda: _seeded(_vqvae2), lambda: _seeded(_vqvae2).guide),
 }
 
 
@@ -913,6 +926,7 @@ OBJECTIVES: dict[str, ObjectiveCase] = {
     "ImportanceWeighted doubly": ObjectiveCase(lambda m: ImportanceWeighted(5, doubly=True), "VAE of flows"),
     "ImportanceWeighted Renyi": ObjectiveCase(lambda m: ImportanceWeighted(5, alpha=0.5), "VAE of MADE"),
     "VectorQuantization": ObjectiveCase(lambda m: VectorQuantization(), "VQVAE", general=False),
+    "VectorQuantization of levels": ObjectiveCase(lambda m: VectorQuantization(prior=True), "VQVAE2", general=False),
     "SemiSupervised": ObjectiveCase(lambda m: SemiSupervised(5.0), "M2", general=False),
     "ContrastiveDivergence": ObjectiveCase(lambda m: ContrastiveDivergence(k=2), "RBM"),
     "Persistent contrastive": ObjectiveCase(lambda m: ContrastiveDivergence(persistent=True, chains=8), "RBM"),

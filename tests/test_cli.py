@@ -150,6 +150,19 @@ def test_a_vqvae_learns_its_codebook_and_its_prior(tmp_path: Path) -> None:
     assert bound > -64 * math.log(2)
 
 
+def test_a_vqvae2_learns_both_codebooks(tmp_path: Path) -> None:
+    words = ["fit", "VQVAE2", "digits_binary", "--out", str(tmp_path / "r"), "--epochs", "3", "--progress", "false"]
+    assert main([*words, "--positions", "1", "--positions", "2", "--codes", "8", "--hidden", "32"]) == 0
+    run = load_run(tmp_path / "r")
+    with torch.random.fork_rng():
+        fresh = build_model(run.config)
+    for book, old in zip(run.model.codebooks, fresh.codebooks, strict=True):
+        assert not torch.equal(book.vectors, old.vectors)
+    codes = run.model.codes(run.data().test.float())
+    assert [part.shape[1] for part in codes] == [1, 2]
+    assert evaluate(run)["value"] > -64 * math.log(2)
+
+
 @pytest.mark.parametrize("ending", ["npy", "npz", "csv", "png"])
 def test_sample(ending: str, moons: Path, tmp_path: Path) -> None:
     out = tmp_path / f"new/s.{ending}"

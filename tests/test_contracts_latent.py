@@ -40,7 +40,8 @@ every = variants(MODELS, of_family("latent"))
 CHAIN = partial(Latent.complete, steps=40)
 # those whose likelihood has dependent coordinates, and some whose has not
 DEPENDENT = {"VAE of MADE", "VAE of sentences", "ProdLDA", "NVDM", "ETM"}
-BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "VQVAE", "M2"}
+BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "M2"}
+BY_IMPORTANCE |= {"VQVAE", "VQVAE2", "VQVAE2 of images"}
 
 
 def linear_vae(optimal=True):

@@ -11,7 +11,7 @@ import pyrodgm
 from pyrodgm.energy import RBM, DeepBeliefNetwork, DeepBoltzmannMachine, GaussianUnits, Recognition
 from pyrodgm.evaluation import WatchCollapse, importance_estimate
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE, VQVAE
+from pyrodgm.latent import VAE, VQVAE, VQVAE2
 from pyrodgm.nets import RecurrentNet
 from pyrodgm.objectives import (
     ELBO,
@@ -105,8 +105,9 @@ def test_recurrent_layers_with_a_context_on_cuda(cell):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_a_codebook_trains_in_mixed_precision_on_cuda(precision):
-    model = VQVAE.mlp(12, 2, 8, 3, [16])
+@pytest.mark.parametrize("build", [VQVAE.mlp, VQVAE2.mlp])
+def test_a_codebook_trains_in_mixed_precision_on_cuda(build, precision):
+    model = build(12, codes=8, size=3, hidden=[16])
     run = pyrodgm.fit(model, rows("VAE"), epochs=2, device="cuda", precision=precision, validate=rows("VAE"),
                       progress=False)  # fmt: skip
     assert math.isfinite(run.best["held_out"])

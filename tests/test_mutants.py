@@ -43,6 +43,7 @@ import test_sequential_way as sequential
 import test_splines as splines
 import test_target_estimate as targets
 import test_visible_units as visibles
+import test_vqvae2 as levels
 import torch
 
 from pyrodgm import core
@@ -66,7 +67,7 @@ from pyrodgm.evaluation import target
 from pyrodgm.guides import Contrast, FullCovariance, SemiAmortized, contrast, local, program
 from pyrodgm.implicit import GAN
 from pyrodgm.kernels import MALA, MEADS, LowRank, RandomWalk, low_rank, meads, metric
-from pyrodgm.latent import completion
+from pyrodgm.latent import code_pair, completion
 from pyrodgm.nets import incremental, incremental_solve, masked
 from pyrodgm.objectives import (
     ELBO,
@@ -373,6 +374,15 @@ MUTANTS = {
     "a game that leaves the prior alone": Mutant(
         latent_game._LatentGame, "_run", "log_prior - log_prior.detach()", "0 * log_prior",
         priors.check_the_priors_gradient_in_the_game),
+    "the top gets no gradient from the bottom": Mutant(
+        code_pair.NearestCodePair, "levels", "top.straight()", "top.embeddings.flatten(-2)",
+        levels.check_straight_through),
+    "the bottom's codebook stands still": Mutant(
+        code_pair.NearestCodePair, "_quantize", "numbers), learn", "numbers), learn and not which",
+        levels.check_both_books_move),
+    "the bottom's prior is given another top": Mutant(
+        code_pair.EmbeddedPair, "log_prob", "embed(codes)", "embed(codes.flip(-1))",
+        levels.check_the_prior_sums_to_one),
     "free bits of rows that do not count": Mutant(
         FreeBits, "forward", "torch.where(seen, kl, 0.0)", "seen * kl",
         priors.check_what_is_masked_has_no_weight, (ELBO(free_bits=FreeBits(0.6)), 0.6)),

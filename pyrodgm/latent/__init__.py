@@ -1,5 +1,6 @@
 """Models with latent variables: a normalised joint density and a guide."""
 
+from pyrodgm.latent.code_pair import NearestCodePair
 from pyrodgm.latent.codebook import Codebook
 from pyrodgm.latent.completion import resample_missing
 from pyrodgm.latent.dequantized import Dequantized
@@ -7,6 +8,7 @@ from pyrodgm.latent.quantized import VQVAE, NearestCode
 from pyrodgm.latent.semi_supervised import M2, ClassAndStyle
 from pyrodgm.latent.topic import ETM, NVDM, ProdLDA
 from pyrodgm.latent.vae import VAE
+from pyrodgm.latent.vqvae2 import VQVAE2
 
 __all__ = [
     "ETM",
@@ -14,10 +16,12 @@ __all__ = [
     "NVDM",
     "VAE",
     "VQVAE",
+    "VQVAE2",
     "ClassAndStyle",
     "Codebook",
     "Dequantized",
     "NearestCode",
+    "NearestCodePair",
     "ProdLDA",
     "resample_missing",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,10 +12,40 @@ from torch.distributions import Distribution, constraints
 
 from pyrodgm.bijectors.base import in_its_precision
 from pyrodgm.core import Tractable
+from pyrodgm.shapes import base_constraint
 
-__all__ = ["CodePrior", "Codebook", "EmbeddedCodes"]
+__all__ = ["CodePrior", "Codebook", "EmbeddedCodes", "Level", "check_code_prior", "in_a_row", "score_codes"]
 
 _DISTANCES_AT_ONCE = 2**22  # so a data set whole takes no more memory than a batch
+
+
+class Level(NamedTuple):
+    """An encoder's vectors beside what a codebook makes of them.
+
+    Attributes:
+        vectors: (B, L, E).
+        codes: of the closest embeddings, (B, L).
+        embeddings: these, (B, L, E).
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    embeddings: Tensor
+
+    def straight(self) -> Tensor:
+        """The embeddings in a row, with the gradient of the vectors (straight-through), (B, L * E)."""
+        # The difference is exactly 0, so the value is exactly the embedding, and the prior finds it.
+        return (self.embeddings + (self.vectors - self.vectors.detach())).flatten(-2)
+
+    def distance(self) -> Tensor:
+        """The squared distance from vectors to embeddings, summed over the positions, (B,)."""
+        return (self.vectors - self.embeddings).square().flatten(1).sum(-1)
+
+
+def in_a_row(levels: Sequence[Level]) -> Tensor:
+    """z, the embeddings of all levels with the gradients of their vectors: (B, the sum of L * E)."""
+    rows = [level.straight() for level in levels]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
 
 
 class Codebook(nn.Module):
@@ -77,6 +107,29 @@ class Codebook(nn.Module):
             half = 0.5 * self.vectors.square().sum(-1)  # |v|^2 is the same for all codes
             return self._closest(vectors, lambda part: torch.addmm(half, part, self.vectors.T, alpha=-1))
 
+    def split(self, numbers: Tensor) -> Tensor:
+        """What an encoder gives as vectors in the book's precision, (*B, L * E) -> (*B, L, E).
+
+        Raises: ValueError if that is no whole number of embeddings.
+        """
+        if numbers.shape[-1] % self.size:
+            raise ValueError(
+                f"expected an encoder of L * {self.size} numbers (whole embeddings), got {numbers.shape[-1]}"
+            )
+        return numbers.to(self.vectors.dtype).unflatten(-1, (-1, self.size))
+
+    def quantize(self, vectors: Tensor, learn: bool = False) -> Level:
+        """Vectors (B, L, E) beside their codes and embeddings; to ``learn`` is to be moved by them first."""
+        if learn:
+            self.update(vectors)
+        codes = self.nearest(vectors)
+        return Level(vectors, codes, self.embed(codes))
+
+    def usage(self, codes: Tensor) -> tuple[float, float]:
+        """Perplexity of codes (between 1 and K), and the share of the K that is among them at all."""
+        share = torch.bincount(codes.flatten().long(), minlength=len(self)).double() / codes.numel()
+        return torch.special.entr(share).sum().exp().item(), (share > 0).double().mean().item()
+
     @torch.no_grad()
     def find(self, vectors: Tensor) -> Tensor:
         """The code of an embedding, (*B, E) -> (*B,): by differences, which are 0 there and nowhere else.
@@ -100,7 +153,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def update(self, vectors: Tensor) -> None:
         """One step of the averages by a batch of vectors (*B, E), then revival."""
-        flat = vectors.reshape(-1, self.size)
+        flat = vectors.detach().reshape(-1, self.size)  # detached in a compiled loss as well, which keeps no no_grad
         chosen = self.nearest(flat)
         rate = 1 - self.decay
         used = torch.zeros_like(self.counts).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
@@ -169,14 +222,18 @@ class EmbeddedCodes(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> EmbeddedCodes:
         return EmbeddedCodes(self.codes.expand(torch.Size(batch_shape)), self.book, validate_args=self._validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def read(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes of embeddings in a row, (*B, L * E) -> (*B, L), and whether all of them are in the book, (*B,)."""
         vectors = value.unflatten(-1, (-1, self.book.size))  # (*B, L * E) -> (*B, L, E)
         codes = self.book.find(vectors)
         # casts to a lower precision and back move an embedding by its rounding
         eps = 10 * torch.finfo(value.dtype).eps
-        there = torch.isclose(self.book.embed(codes), vectors, rtol=eps, atol=eps).all(-1).all(-1)
+        return codes, torch.isclose(self.book.embed(codes), vectors, rtol=eps, atol=eps).all(-1).all(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        codes, there = self.read(value)
         log_prob = self.codes.log_prob(codes.to(value.dtype).unflatten(-1, self.codes.event_shape))
         return torch.where(there, log_prob, -torch.inf)
 
@@ -209,3 +266,25 @@ class CodePrior(Tractable):
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
         _, context = self.check(None, context)
         return EmbeddedCodes(self.codes.condition(context), self.book)
+
+    def score(self, levels: Sequence[Level], context: Tensor | None = None) -> Tensor:
+        """log p(codes | context) of what the guide has quantized, (B,), with gradients of the prior alone."""
+        (level,) = levels
+        return score_codes(self.codes, level.codes, context)
+
+
+def score_codes(prior: Tractable, codes: Tensor, context: Tensor | None) -> Tensor:
+    """log p(codes) under a model of codes that may have the context, (B, L) -> (B,)."""
+    shaped = codes.to(prior.dtype).unflatten(-1, prior.event_shape)
+    return prior.log_prob(shaped, context if prior.context else None)
+
+
+def check_code_prior(prior: Tractable, positions: int, book: Codebook, name: str = "code prior") -> None:
+    """Raise ValueError for a prior of more, fewer or other codes than ``positions`` of the book's."""
+    bound = getattr(base_constraint(prior.support), "upper_bound", None)
+    last = None if bound is None or torch.as_tensor(bound).numel() != 1 else int(bound)  # None: it does not say
+    if prior.event_shape.numel() != positions or last not in (None, len(book) - 1):
+        raise ValueError(
+            f"expected a {name} over {positions} codes of 0, ..., {len(book) - 1}, got event shape "
+            f"{tuple(prior.event_shape)}" + ("" if last is None else f" of 0, ..., {last}")
+        )

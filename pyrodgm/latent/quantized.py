@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +14,45 @@ from torch import Tensor, nn
 
 from pyrodgm.core import Tractable, data_plate, evaluating
 from pyrodgm.distributions.discretized import Codes
-from pyrodgm.latent.codebook import Codebook, CodePrior
+from pyrodgm.latent.codebook import Codebook, CodePrior, Level, check_code_prior, in_a_row
 from pyrodgm.latent.completion import resample_missing
 from pyrodgm.latent.vae import VAE
 from pyrodgm.nets.mlp import MLP
-from pyrodgm.shapes import base_constraint, join_context
+from pyrodgm.shapes import join_context
 from pyrodgm.tractable.parametric import Parametric
 
-__all__ = ["VQVAE", "NearestCode"]
+__all__ = ["VQVAE", "CodeGuide", "CodebookVAE", "NearestCode"]
+
+_NUMBERS_AT_ONCE = 2**22  # of the rows that are encoded together
 
 
-class NearestCode(nn.Module):
+class CodeGuide(nn.Module):
+    """A guide with all mass on one z(x): the embeddings nearest to an encoder's vectors.
+
+    Its draw has the value of the embeddings and the gradient of the vectors (straight-through), and its log-probability
+    is 0: it is a point mass over a discrete z. Subclasses write :meth:`levels`.
+    """
+
+    @abstractmethod
+    def levels(self, x: Tensor, context: Tensor | None = None, learn: bool = False) -> list[Level]:
+        """What is quantized, a level each in the order of z; to ``learn`` is to move the codebooks by it as well."""
+        raise NotImplementedError(f"expected {type(self).__name__} to define levels(x, context, learn)")
+
+    def condition(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
+        """q(z | x, context), batch shape (B,)."""
+        return dist.Delta(in_a_row(self.levels(x, context)), event_dim=1)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
+        if x is None:
+            raise ValueError(
+                "expected x: the guide reads the codes off the data; call the model to draw from the prior"
+            )
+        with data_plate(x, context, n):
+            return pyro.sample("z", self.condition(x, context))
+
+
+class NearestCode(CodeGuide):
     r"""The guide of a VQ-VAE: all mass on the embeddings nearest to the encoder's L vectors.
-
-    Its draw has the value of the embeddings and the gradient of the encoder's vectors
-    (straight-through), and its log-probability is 0: it is a point mass over a discrete z.
 
     Args:
         encoder: (B, D + C) -> (B, L * E).
@@ -46,36 +71,41 @@ class NearestCode(nn.Module):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The encoder's vectors, (B, L, E)."""
-        vectors = self.encoder(join_context(x.flatten(1), context)).to(self.book.vectors.dtype)
-        if vectors.shape[-1] % self.book.size:
-            raise ValueError(
-                f"expected an encoder of L * {self.book.size} numbers (whole embeddings), got {vectors.shape[-1]}"
-            )
-        return vectors.unflatten(-1, (-1, self.book.size))
+        return self.book.split(self.encoder(join_context(x.flatten(1), context)))
 
-    def condition(self, x: Tensor, context: Tensor | None = None) -> TorchDistribution:
-        """q(z | x, context), batch shape (B,)."""
-        vectors = self.encode(x, context)
-        quantized = self.book.embed(self.book.nearest(vectors))
-        # The difference is exactly 0, so the value is exactly the embedding, and the prior finds it.
-        return dist.Delta((quantized + (vectors - vectors.detach())).flatten(-2), event_dim=1)
-
-    def forward(self, x: Tensor | None = None, context: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        if x is None:
-            raise ValueError(
-                "expected x: the guide reads the codes off the data; call the model to draw from the prior"
-            )
-        with data_plate(x, context, n):
-            return pyro.sample("z", self.condition(x, context))
+    def levels(self, x: Tensor, context: Tensor | None = None, learn: bool = False) -> list[Level]:
+        return [self.book.quantize(self.encode(x, context), learn)]
 
 
-def _last_code(prior: Tractable) -> int | None:
-    """The highest code that a prior gives, None where its support does not say."""
-    bound = getattr(base_constraint(prior.support), "upper_bound", None)
-    return None if bound is None or torch.as_tensor(bound).numel() != 1 else int(bound)
+class CodebookVAE(VAE):
+    """What VAEs of codes have in common: a :class:`CodeGuide`, and a prior that scores its levels.
+
+    :class:`~pyrodgm.objectives.VectorQuantization` trains them.
+    """
+
+    guide: CodeGuide
+
+    def level_codes(self, x: Tensor, context: Tensor | None = None) -> list[Tensor]:
+        """The codes of rows as floating-point numbers, (B, L) of each level, in batches that fit memory."""
+        x, context = self.check(x, context)
+        step = max(1, _NUMBERS_AT_ONCE // self.event_shape.numel())
+        parts: list[list[Tensor]] = []
+        with evaluating(self):
+            for i in range(0, max(1, len(x)), step):
+                given = None if context is None else context[i : i + step]
+                parts.append([level.codes for level in self.guide.levels(x[i : i + step], given)])
+        return [torch.cat(of_level).to(x.dtype) for of_level in zip(*parts, strict=True)]
+
+    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 4) -> Tensor:
+        """Fill in what is missing by :func:`resample_missing` of ``steps`` rounds, whose proposals the prior shares.
+
+        The guide is one point for each row, so a chain that proposes from it would never move. A round weighs 200
+        proposals, so a few do where other models take a hundred sweeps.
+        """
+        return resample_missing(self, x, mask, context, rounds=steps)
 
 
-class VQVAE(VAE):
+class VQVAE(CodebookVAE):
     r"""Vector-quantized VAE: L discrete codes, a prior p(codes), and a decoder of their embeddings.
 
     The latent z is the L embeddings in a row. The guide is a point mass on one z(x), so every
@@ -121,12 +151,7 @@ class VQVAE(VAE):
             )
         if code_prior is None:
             code_prior = Parametric(Codes, positions, sizes={"logits": len(codebook)})
-        last = _last_code(code_prior)
-        if code_prior.event_shape.numel() != positions or last not in (None, len(codebook) - 1):
-            raise ValueError(
-                f"expected a code prior over {positions} codes of 0, ..., {len(codebook) - 1}, got event shape "
-                f"{tuple(code_prior.event_shape)}" + ("" if last is None else f" of 0, ..., {last}")
-            )
+        check_code_prior(code_prior, positions, codebook)
         super().__init__(CodePrior(code_prior, codebook), likelihood, NearestCode(encoder, codebook), context)
         self.codebook = codebook
 
@@ -169,21 +194,9 @@ class VQVAE(VAE):
 
     def codes(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The codes of rows, as floating-point numbers for ``code_prior``: (B, *event) -> (B, *codes)."""
-        x, context = self.check(x, context)
-        with evaluating(self):
-            codes = self.codebook.nearest(self.guide.encode(x, context))  # type: ignore[operator]
-        return codes.to(x.dtype).unflatten(-1, self.code_prior.event_shape)
-
-    def complete(self, x: Tensor, mask: Tensor, context: Tensor | None = None, *, steps: int = 4) -> Tensor:
-        """Fill in what is missing by :func:`resample_missing` of ``steps`` rounds, whose proposals the prior shares.
-
-        The guide is one point for each row, so a chain that proposes from it would never move. A round weighs 200
-        proposals, so a few do where other models take a hundred sweeps.
-        """
-        return resample_missing(self, x, mask, context, rounds=steps)
+        (codes,) = self.level_codes(x, context)
+        return codes.unflatten(-1, self.code_prior.event_shape)
 
     def usage(self, x: Tensor, context: Tensor | None = None) -> tuple[float, float]:
         """Perplexity of the codes that rows choose (between 1 and K), and the share of the K that is chosen at all."""
-        codes = self.codes(x, context).flatten().long()
-        share = torch.bincount(codes, minlength=len(self.codebook)).double() / len(codes)
-        return torch.special.entr(share).sum().exp().item(), (share > 0).double().mean().item()
+        return self.codebook.usage(self.codes(x, context))

@@ -2,6 +2,7 @@
 
 from pyrodgm.nets.concat_squash import ConcatSquash, ConcatSquashMLP
 from pyrodgm.nets.conv import ChannelsLastConv2d, ConvNet
+from pyrodgm.nets.grids import Grid, GridNet
 from pyrodgm.nets.masked import MaskedMLP
 from pyrodgm.nets.mlp import MLP, MLPCritic
 from pyrodgm.nets.recurrent import RecurrentNet, TokenEncoder
@@ -14,6 +15,8 @@ __all__ = [
     "ConcatSquash",
     "ConcatSquashMLP",
     "ConvNet",
+    "Grid",
+    "GridNet",
     "MLPCritic",
     "MaskedMLP",
     "RecurrentNet",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyrodgm.core import Energy, GenerativeModel, Implicit, Latent, Tractable
-from pyrodgm.latent.quantized import VQVAE
+from pyrodgm.latent.quantized import CodebookVAE
 from pyrodgm.objectives.adversarial import Adversarial
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.contrastive import ContrastiveDivergence
@@ -15,7 +15,7 @@ __all__ = ["default_objective"]
 
 
 def default_objective(model: GenerativeModel) -> Objective:
-    """The objective that follows from the family; a VQVAE has one of its own.
+    """The objective that follows from the family; models of codes have one of their own.
 
     Raises: TypeError for a model of no family.
     Example:
@@ -25,7 +25,7 @@ def default_objective(model: GenerativeModel) -> Objective:
     """
     if isinstance(model, Tractable):
         return MaximumLikelihood()
-    if isinstance(model, VQVAE):
+    if isinstance(model, CodebookVAE):
         return VectorQuantization(prior=True)
     if isinstance(model, Latent):
         return ELBO()

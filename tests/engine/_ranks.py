@@ -10,7 +10,7 @@ import pyrodgm
 from pyrodgm.bijectors import AffineCoupling, BatchNorm
 from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE, VQVAE, Codebook
+from pyrodgm.latent import VAE, VQVAE, VQVAE2, Codebook
 from pyrodgm.objectives import ELBO, Adversarial, ContrastiveDivergence, MaximumLikelihood, VectorQuantization
 from pyrodgm.tractable import MADE, Flow, Glow, RealNVP, StandardNormal
 
@@ -32,6 +32,14 @@ def quantized():
     """Without revival there is no noise."""
     model = VQVAE.mlp(6, 2, 4, 3, [8])
     model.codebook.revive_below = 0.0
+    return model, VectorQuantization(prior=True)
+
+
+def two_levels():
+    """The bottom's codebook follows vectors that depend on the top's, which both processes have moved by then."""
+    model = VQVAE2.mlp(6, (1, 2), 4, 3, [8])
+    for book in model.codebooks:
+        book.revive_below = 0.0
     return model, VectorQuantization(prior=True)
 
 
@@ -57,6 +65,7 @@ CASES = {
     "batch norm": (normalised, reals),  # statistics of their own in each process till an epoch ends
     "VAE": (lambda: (VAE.mlp(6, 2, [8]), ELBO()), bits),
     "VQVAE": (quantized, bits),  # a codebook by averages over the batch
+    "VQVAE2": (two_levels, bits),
     "RBM": (lambda: (RBM(6, 3), ContrastiveDivergence(persistent=True)), bits),
     "GAN": (gan, reals),
 }

@@ -23,7 +23,7 @@ from pyrodgm.energy import RBM
 from pyrodgm.engine.loop import Trainer
 from pyrodgm.engine.surroundings import validation
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, ProdLDA
+from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, VQVAE2, ProdLDA
 from pyrodgm.objectives import Adversarial, MaximumLikelihood, ReverseKL
 from pyrodgm.traces import sample_sites
 from pyrodgm.tractable import MADE, Flow, Mixture, Parametric, RealNVP, StandardNormal
@@ -359,6 +359,8 @@ def gated():
 
 AUTOCAST = {
     "VQVAE": lambda: (VQVAE.mlp(6, 2, 4, 3, [8]), bits()),
+    "VQVAE2": lambda: (VQVAE2.mlp(6, (1, 2), 4, 3, [8]), bits()),
+    "VQVAE2 of images": lambda: (VQVAE2.conv((1, 4, 4), codes=4, size=3, channels=4), bits(16).reshape(-1, 1, 4, 4)),
     "M2": lambda: (M2.mlp(6, 3, 2, [8]), (bits(), torch.eye(4, 3)[torch.arange(96) % 4])),
     "M2 without labels": lambda: (M2.mlp(6, 3, 2, [8], labelled=False), bits()),
     "Mixture": lambda: (gated(), (reals(), bits()[:, :3])),

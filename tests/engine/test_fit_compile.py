@@ -10,8 +10,8 @@ from torch import nn
 import pyrodgm
 from pyrodgm.energy import RBM
 from pyrodgm.implicit import GAN
-from pyrodgm.latent import VAE
-from pyrodgm.objectives import ELBO, ContrastiveDivergence, MaximumLikelihood
+from pyrodgm.latent import VAE, VQVAE, VQVAE2
+from pyrodgm.objectives import ELBO, ContrastiveDivergence, MaximumLikelihood, VectorQuantization
 from pyrodgm.tractable import MADE, RealNVP
 
 
@@ -37,6 +37,8 @@ CASES = {
     "VAE, batch norm, dropout": (vae_with_batch_norm, ELBO),
     "RBM, chains": (lambda: RBM(6, 3), lambda: ContrastiveDivergence(k=2, persistent=True)),
     "MADE, masks": (lambda: MADE(6, [8], masks=3), MaximumLikelihood),
+    "VQVAE, averages": (lambda: VQVAE.mlp(6, 2, 4, 3, [8]), lambda: VectorQuantization(prior=True)),
+    "VQVAE2, averages": (lambda: VQVAE2.mlp(6, (1, 2), 4, 3, [8]), lambda: VectorQuantization(prior=True)),
 }
 
 

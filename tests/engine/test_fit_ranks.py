@@ -47,7 +47,7 @@ def test_ranks_end_with_equal_models_and_resume_bit_exactly(ranks, case):
         assert [r["held_out"] for r in whole["history"]] == [r["held_out"] for r in resumed["history"]]
 
 
-@pytest.mark.parametrize("case", ["RealNVP", "MADE", "VQVAE"])
+@pytest.mark.parametrize("case", ["RealNVP", "MADE", "VQVAE", "VQVAE2"])
 def test_two_processes_train_as_one_on_the_same_batches(ranks, case):
     _, (first, _) = ranks
     double, single = first[case]["whole"], train(case, 7, 1)

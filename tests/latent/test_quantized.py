@@ -164,7 +164,7 @@ def test_elbo_is_the_bound():
 
 def test_mistakes_are_named():
     vae = VAE.mlp(5, 2, [4])
-    with pytest.raises(TypeError, match="expected a VQVAE, got VAE"):
+    with pytest.raises(TypeError, match="expected a VQVAE or VQVAE2, got VAE"):
         VectorQuantization().check(vae)
     with pytest.raises(ValueError, match="commitment >= 0"):
         VectorQuantization(-1.0)
