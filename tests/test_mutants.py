@@ -309,10 +309,10 @@ MUTANTS = {
     "score function left out": Mutant(
         ELBO, "loss", "if not all(", "if False and not all(", latent.check_score_function_gradient_is_unbiased),
     "mean of logs, by Pyro": Mutant(
-        ImportanceWeighted, "_bound", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        ImportanceWeighted, "_bound", "(log_sum(power * log_weights, 0) - math.log(self.particles))",
         "(power * log_weights).mean(0)", latent.check_importance_weighted_is_pyros),
     "mean of logs, by the bound": Mutant(
-        ImportanceWeighted, "_bound", "(torch.logsumexp(power * log_weights, 0) - math.log(self.particles))",
+        ImportanceWeighted, "_bound", "(log_sum(power * log_weights, 0) - math.log(self.particles))",
         "(power * log_weights).mean(0)", latent.check_bounds_rise_to_the_likelihood),
     "a bound without - log K": Mutant(
         ImportanceWeighted, "_bound", " - math.log(self.particles)", "", latent.check_bounds_rise_to_the_likelihood),
@@ -347,7 +347,7 @@ MUTANTS = {
         infovae, "_mmd", "pairs = len(a) * (len(a) - 1)", "pairs = len(a) * len(a)",
         bounds.check_discrepancy_is_unbiased),
     "weights upside down": Mutant(
-        ReweightedWakeSleep, "forward", "(log_p.detach() - log_q)", "(log_q - log_p.detach())",
+        ReweightedWakeSleep, "forward", "(log_p.detach() - log_q,", "(log_q - log_p.detach(),",
         players.check_reweighted_wake_sleep),
     "a wake phase without weights": Mutant(
         ReweightedWakeSleep, "forward", "(share * latent.row_log_prob(guide)).sum(0)",

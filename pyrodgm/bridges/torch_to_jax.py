@@ -242,6 +242,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "logsumexp.default": _logsumexp,
     "lt.Scalar": operator.lt,
     "lt.Tensor": operator.lt,
+    "masked_fill.Scalar": lambda x, mask, value: jnp.where(mask, value, x),
     "maximum.default": jnp.maximum,
     "mean.dim": _mean,
     "minimum.default": jnp.minimum,

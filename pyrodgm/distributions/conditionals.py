@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyrodgm.distributions.log_sum import log_sum
+
 __all__ = ["BernoulliConditional", "CategoricalConditional", "Conditional", "GaussianMixtureConditional"]
 
 
@@ -116,7 +118,7 @@ class GaussianMixtureConditional(Conditional):
         logits, mean, log_scale = self._split(raw.unflatten(-1, (self.size, x.shape[-1])))
         deviation = (x.unsqueeze(-2) - mean) * torch.exp(-log_scale)
         terms = logits - log_scale - 0.5 * deviation * deviation
-        log_prob = torch.logsumexp(terms, -2) - torch.logsumexp(logits, -2)  # (*B, 3 K, D) -> (*B, D)
+        log_prob = log_sum(terms, -2) - torch.logsumexp(logits, -2)  # (*B, 3 K, D) -> (*B, D)
         return (log_prob - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def sample(self, parameters: Tensor) -> Tensor:

@@ -92,8 +92,11 @@ class IndependentBernoulli(_Features):
         super().__init__(event_dim, {"logits": logits})
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args or value.shape != self.logits.shape:
+        if self._validate_args:
             log_prob: Tensor = super().log_prob(value)
             return log_prob
-        each = F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
-        return -each.flatten(len(self.batch_shape)).sum(-1)
+        logits = self.logits
+        if value.shape != logits.shape:  # many draws of z for each x
+            logits, value = torch.broadcast_tensors(logits, value)
+        each = F.binary_cross_entropy_with_logits(logits, value, reduction="none")
+        return -each.flatten(-self.reinterpreted_batch_ndims).sum(-1)  # the sign last, of few numbers

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints, 
 from torch.nn import functional as F
 
 from pyrodgm.core import Tractable
+from pyrodgm.distributions.log_sum import log_sum
 from pyrodgm.draws import draw_from
 from pyrodgm.shapes import base_constraint, expand_to, is_real, join_context
 
@@ -96,7 +97,7 @@ class MixtureDistribution(TorchDistribution):
         return MixtureDistribution(self.logits, self.components, tuple(batch_shape), validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = torch.logsumexp(self.parts(value) + F.log_softmax(self.logits, -1), -1)
+        log_prob = log_sum(self.parts(value) + F.log_softmax(self.logits, -1), -1)
         return expand_to(log_prob, self.batch_shape)
 
     def parts(self, value: Tensor) -> Tensor:
@@ -257,7 +258,7 @@ class Aggregate(TorchDistribution):
             each = _all_normals(q.base_dist, value)  # (*S, *B, K)
         else:
             each = q.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
-        return expand_to(torch.logsumexp(each, -1) - math.log(len(self.inputs)), self.batch_shape)
+        return expand_to(log_sum(each, -1) - math.log(len(self.inputs)), self.batch_shape)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrodgm.core import GenerativeModel, Latent
+from pyrodgm.distributions.log_sum import log_sum, that_count
 from pyrodgm.guides.stopped import refuse_noise, stopped
 from pyrodgm.objectives.base import Objective
 from pyrodgm.traces import check_guide_sites, check_reparameterised, sample_sites
@@ -81,7 +82,7 @@ class ImportanceWeighted(Objective):
         if self.alpha == 1.0:
             return -log_weights.mean()
         power = 1.0 - self.alpha
-        bound = (torch.logsumexp(power * log_weights, 0) - math.log(self.particles)) / power  # (K, B) -> (B,)
+        bound = (log_sum(power * log_weights, 0) - math.log(self.particles)) / power  # (K, B) -> (B,)
         return -bound.mean()
 
     def _doubly(self, model: Latent, drawn: Any, x: Tensor, context: Tensor | None) -> Tensor:
@@ -101,7 +102,7 @@ class ImportanceWeighted(Objective):
         program = model.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context)
         check_guide_sites(drawn, program)
         log_weights = model.row_log_prob(program) - model.row_log_prob(scored)  # (K, B)
-        share = ((1 - self.alpha) * log_weights.detach()).softmax(0)
+        share = that_count((1 - self.alpha) * log_weights.detach(), 0).softmax(0)
         factor = self.alpha * share + (1 - self.alpha) * share.square()
         slopes = torch.autograd.grad((factor * log_weights).sum(), list(leaves.values()), retain_graph=True)
         loss = self._bound(log_weights)

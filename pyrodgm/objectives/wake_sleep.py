@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pyrodgm.core import GenerativeModel, Latent
+from pyrodgm.distributions.log_sum import that_count
 from pyrodgm.objectives.base import Objective
 from pyrodgm.objectives.importance import ImportanceWeighted
 from pyrodgm.traces import refuse_auxiliary, sample_sites
@@ -146,7 +147,7 @@ class ReweightedWakeSleep(_Alternating):
         with torch.no_grad():
             log_q = latent.row_log_prob(drawn)  # (K, B)
         log_p = latent.row_log_prob(program)
-        share = (log_p.detach() - log_q).softmax(0)
+        share = that_count(log_p.detach() - log_q, 0).softmax(0)
         yield "model", -(share * log_p).sum(0).mean()
         loss: Tensor = x.new_zeros(())
         if self.insomnia > 0:
