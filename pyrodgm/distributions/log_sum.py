@@ -20,7 +20,7 @@ def that_count(terms: Tensor, dim: int) -> Tensor:
 
     Example:
         >>> that_count(torch.tensor([0.0, -1.0, -60.0]), 0)
-        tensor([0., -1., -inf])
+        tensor([ 0., -1., -inf])
     """
     return terms.masked_fill(terms < terms.detach().amax(dim, keepdim=True) - _NEGLIGIBLE, -math.inf)
 
