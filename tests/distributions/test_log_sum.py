@@ -9,7 +9,7 @@ from torch import nn
 from pyrodgm.distributions import mixture
 from pyrodgm.distributions.log_sum import log_sum, that_count
 from pyrodgm.latent import VAE
-from pyrodgm.objectives import ImportanceWeighted
+from pyrodgm.objectives import ImportanceWeighted, ReweightedWakeSleep
 from pyrodgm.tractable import Mixture, Parametric, VampPrior
 
 
@@ -95,3 +95,18 @@ def test_components_far_away_leave_no_denormal_numbers(build, monkeypatch):
     assert denormal(gradients()) == 0
     monkeypatch.setattr(mixture, "log_sum", torch.logsumexp)
     assert denormal(gradients()) > 0, "there are some to leave out"
+
+
+@pytest.mark.parametrize(
+    "objective", [ReweightedWakeSleep(4), ImportanceWeighted(4), ImportanceWeighted(4, doubly=True)]
+)
+def test_an_unlikely_row_counts_beside_a_likely_one(objective):
+    """Weights are weighed against those of their own row, of which the largest always counts."""
+    torch.manual_seed(0)
+    model, x = VAE.mlp(100, 2, [8]), torch.stack((torch.ones(100), torch.zeros(100)))
+    with torch.no_grad():
+        [m for m in model.likelihood.modules() if isinstance(m, nn.Linear)][-1].bias.fill_(6.0)
+    for loss in objective(model, x):
+        gradients = torch.autograd.grad(loss[1], list(model.parameters()), allow_unused=True)
+        assert loss[1].isfinite()
+        assert all(g.isfinite().all() for g in gradients if g is not None)
