@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset
 
 import pyrodgm
-from pyrodgm.bijectors import AffineCoupling
+from pyrodgm.bijectors import AffineCoupling, Autoregressive, Bijector, Permutation, Planar
 from pyrodgm.core import GenerativeModel
 from pyrodgm.guides import SemiAmortized
 from pyrodgm.guides.sites import Sites
@@ -31,7 +31,7 @@ from pyrodgm.objectives import (
     LinearAnnealing,
     Objective,
 )
-from pyrodgm.tractable import Flow, Parametric, StandardNormal, VampPrior
+from pyrodgm.tractable import Embedded, Flow, Parametric, StandardNormal, VampPrior
 
 __all__ = ["TABLES", "Row", "Table", "learn", "packed_rows"]
 
@@ -152,6 +152,25 @@ def _flow_guide(layers: int = 8, context: int = 0) -> Flow:
     return Flow(_gaussian_guide(), couplings)
 
 
+def _encoded_guide(maps: Sequence[Bijector]) -> Embedded:
+    """The Gaussian of an encoder, then maps that read the encoder's last hidden layer too."""
+    encoder = nn.Sequential(MLP(D, HIDDEN[-1], HIDDEN[:-1], activation=nn.Tanh), nn.Tanh())
+    return Embedded(Flow(Parametric(dist.Normal, Z, context=HIDDEN[-1]), maps), encoder, D)
+
+
+def _iaf_guide(layers: int = 4) -> Embedded:
+    """As in Kingma et al. (2016), arXiv:1606.04934; the order of z is reversed between layers."""
+    maps: list[Bijector] = []
+    for _ in range(layers):
+        maps += [Autoregressive(Z, context=HIDDEN[-1], hidden=[320]), Permutation(torch.arange(Z).flip(0))]
+    return _encoded_guide(maps)
+
+
+def _planar_guide(layers: int = 80) -> Embedded:
+    """The paper's own: all numbers of its maps are linear in the encoder's last layer."""
+    return _encoded_guide([Planar(Z, context=HIDDEN[-1], hidden=()) for _ in range(layers)])
+
+
 def iwae(options: argparse.Namespace) -> Table:
     """Burda et al. (2016), arXiv:1509.00519, table 1: one layer of 50, dynamic binarization."""
     loader, mean, test = _dynamic_mnist(options)
@@ -189,6 +208,8 @@ def flow(options: argparse.Namespace) -> Table:
         Row("Gaussian guide", with_guide(_gaussian_guide), annealed, -89.9),
         Row("flow guide", with_guide(_flow_guide), annealed, -85.1),
         Row("flow guide, every map reads x", with_guide(lambda: _flow_guide(context=D)), annealed, -85.1),
+        Row("IAF guide", with_guide(_iaf_guide), annealed, -85.1),
+        Row("planar guide", with_guide(_planar_guide), annealed, -85.1),
     ]
     return Table(train, None, test, rows)
 

@@ -12,11 +12,12 @@ Data: ``<data-dir>/uci/*.npz`` with ``x`` and ``fold``; ``<data-dir>/bsds300_pat
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ PRINTED = {  # Gaussian, mixture of factor analysers, RNADE-MoG
     "parkinsons": (-10.85, -1.99, -0.90),
     "boston_housing": (-11.37, -4.54, -0.64),
 }
+ENSEMBLE = 157.0  # of deep, orderless RNADE, on patches
 PATCHES = {
     "MADE MoG": 153.71,
     "RealNVP": 153.28,
@@ -59,6 +61,13 @@ def spline_flow(features: int, layers: int, autoregressive: bool, o: argparse.Na
     return NSF(features, layers, **splines, **networks(o))
 
 
+class Member(NamedTuple):
+    """Log-densities of the validation and test patches, each in its eight turnings, (8, N)."""
+
+    valid: Tensor
+    test: Tensor
+
+
 MODELS: dict[str, Callable[[int, argparse.Namespace], Tractable]] = {
     "MADE MoG": made_mog,
     "MAF": lambda features, o: MAF(features, o.layers, **networks(o)),
@@ -83,6 +92,7 @@ def fit(model: Tractable, train: Tensor, valid: Tensor, options: argparse.Namesp
         clip=5.0,
         callbacks=[_tell],
         compile=options.compile,
+        precision=options.precision,
         device=options.device,
         progress=False,
     )
@@ -123,10 +133,11 @@ def table(name: str, options: argparse.Namespace) -> None:
 
 
 def symmetries(rows: Tensor) -> Tensor:
-    """Every patch turned and mirrored, (N, 64) -> (8 N, 64)."""
+    """Every patch turned and mirrored, (N, 64) -> (8, N, 64)."""
     squares = rows.view(-1, 8, 8)
-    turned = [square.flip(axes) for square in (squares, squares.mT) for axes in ((), (1,), (2,), (1, 2))]
-    return torch.cat([square.reshape(-1, 64) for square in turned])
+    return torch.stack(
+        [square.flip(axes).flatten(1) for square in (squares, squares.mT) for axes in ((), (1,), (2,), (1, 2))]
+    )
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, float]:
@@ -135,29 +146,77 @@ def principal_axes(x: Tensor) -> tuple[Tensor, float]:
     return (vectors / values.sqrt()).flip(1), -0.5 * values.log().sum().item()
 
 
-def patches(options: argparse.Namespace) -> None:
-    """Uniform noise, scaled to [0, 1), the patch's mean subtracted, the last pixel dropped."""
+def patch_parts(options: argparse.Namespace) -> tuple[dict[str, Tensor], float]:
+    """Parts of (8, N, 63) on the training part's principal axes, and the ladj of that change of units.
+
+    Uniform noise, scaled to [0, 1), turned and mirrored, the patch's mean subtracted, the last pixel dropped.
+    """
     generator = torch.Generator().manual_seed(0)
     parts = {}
     with np.load(options.data_dir / "bsds300_patches_resampled.npz", allow_pickle=False) as packed:
         for key in ("train", "valid", "test"):
             raw = torch.from_numpy(packed[key]).float()
-            raw = symmetries(raw) if key == "train" else raw
-            x = (raw + torch.rand(raw.shape, generator=generator)) / 256
-            parts[key] = (x - x.mean(1, keepdim=True))[:, :-1]
-    axes, ladj = principal_axes(parts["train"])  # a change of units, undone in the figure
-    parts = {key: (x.double() @ axes).float() for key, x in parts.items()}
-    for model_name in options.models:
-        start = time.perf_counter()
-        torch.manual_seed(0)
-        model = MODELS[model_name](63, options)
-        run = fit(model, parts["train"], parts["valid"], options)
-        values = score(model, parts["test"]) + ladj
-        error = values.std().item() / len(values) ** 0.5
-        valid = ladj - run.best["held_out"] if run.best else float("nan")
-        figures = [f"{valid:.2f}", f"{values.mean():.2f} ± {error:.2f}", PATCHES[model_name], int(run.timings["steps"])]
-        cells = ["patches", model_name, *figures]
-        print(f"| {' | '.join(map(str, cells))} | {time.perf_counter() - start:.0f} |", flush=True)
+            if key == "train":
+                turned = symmetries(raw)
+                x = (turned + torch.rand(turned.shape, generator=generator)) / 256
+            else:
+                x = symmetries((raw + torch.rand(raw.shape, generator=generator)) / 256)
+            parts[key] = (x - x.mean(-1, keepdim=True))[..., :-1]
+    axes, ladj = principal_axes(parts["train"].flatten(0, 1))
+    return {key: (x.double() @ axes).float() for key, x in parts.items()}, ladj
+
+
+def member(name: str, seed: int, parts: dict[str, Tensor], ladj: float, options: argparse.Namespace) -> Member:
+    """Log-densities of a fit from this seed; those that are in ``--out`` already are read from there."""
+    file = None if options.out is None else options.out / f"{name.replace(' ', '-')}-{seed}.pt"
+    if file is not None and file.exists():
+        return Member(*torch.load(file, weights_only=True)["scores"])
+    torch.manual_seed(seed)
+    model = MODELS[name](63, options)
+    fit(model, parts["train"].flatten(0, 1), parts["valid"][0], options)
+    scores = Member(*(torch.stack([score(model, x) for x in parts[key]]) + ladj for key in Member._fields))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": model.state_dict(), "scores": tuple(scores)}, file)
+    return scores
+
+
+def patches(options: argparse.Namespace) -> None:
+    """Each seed's model; the mixture of its eight turned copies; the mixture of all these, and of those in ``--out``.
+
+    Turning a patch keeps volumes, so the copies are densities of the same space, and every mixture of them is.
+    """
+    parts, ladj = patch_parts(options)
+    members = []
+    for name in options.models:
+        for seed in options.seeds:
+            start = time.perf_counter()
+            members.append(member(name, seed, parts, ladj, options))
+            seconds = f"{time.perf_counter() - start:.0f}"
+            _show(f"{name}, seed {seed}", Member(*(v[0] for v in members[-1])), PATCHES[name], seconds)
+            _show(f"{name}, seed {seed}, turned", _mixed(members[-1:]), PATCHES[name], seconds)
+    if options.out is not None:
+        members = [Member(*torch.load(f, weights_only=True)["scores"]) for f in sorted(options.out.glob("*.pt"))]
+    if len(members) > 1:
+        _show(f"all {len(members)}, turned", _mixed(members), ENSEMBLE, "")
+
+
+def _mixed(members: list[Member]) -> Member:
+    """Log-density of the mixture of equal shares of the members' copies, each (8, N) -> (N,)."""
+    return Member(*(torch.cat(v).logsumexp(0) - math.log(8 * len(members)) for v in zip(*members, strict=True)))
+
+
+def _show(label: str, scores: Member, printed: float, seconds: str) -> None:
+    error = scores.test.std().item() / len(scores.test) ** 0.5
+    cells = [
+        "patches",
+        label,
+        f"{scores.valid.mean():.2f}",
+        f"{scores.test.mean():.2f} ± {error:.2f}",
+        printed,
+        seconds,
+    ]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
@@ -178,6 +237,9 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=1.0)
     parser.add_argument("--patience", type=int, default=30, help="epochs without a better validation score")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", default="32-true", help="of training; figures are always of float32")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="patches: one member of the mixture for each")
+    parser.add_argument("--out", type=Path, default=None, help="patches: folder of the members' parameters")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -189,8 +251,8 @@ def main() -> None:
         if name != "patches":
             table(name, options)
     if "patches" in options.sets:
-        print("\n| set | model | valid | test ± standard error | printed | steps | seconds |")
-        print("|---|---|---|---|---|---|---|")
+        print("\n| set | model | valid | test ± standard error | printed | seconds |")
+        print("|---|---|---|---|---|---|")
         patches(options)
 
 

@@ -110,6 +110,8 @@ MEMBERS = (
            line="any univariate Pyro family over a vector, fitted or given by a network"),
     Member("pyrodgm.tractable.Mixture", year=1977, source="Dempster et al., JRSS B 39(1)",
            line="a mixture of any tractable members, with learned weights"),
+    Member("pyrodgm.tractable.Embedded", year=2016, source="Kingma et al., arXiv:1606.04934",
+           line="any tractable model whose context a shared network reads"),
     Member("pyrodgm.tractable.KDE", year=1986, source="Silverman, Density Estimation",
            line="kernel density estimator: six kernels, bandwidths by rule, cross-validated or adaptive"),
     Member("pyrodgm.tractable.VampPrior", year=2018, source="Tomczak and Welling, arXiv:1705.07120",

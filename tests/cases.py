@@ -116,7 +116,7 @@ from pyrodgm.kernels import (
     TemperedTransitions,
 )
 from pyrodgm.latent import ETM, M2, NVDM, VAE, VQVAE, VQVAE2, Dequantized, ProdLDA
-from pyrodgm.nets import RecurrentNet, SkipMLP, TokenEncoder
+from pyrodgm.nets import MLP, RecurrentNet, SkipMLP, TokenEncoder
 from pyrodgm.objectives import (
     ELBO,
     Adversarial,
@@ -158,6 +158,7 @@ from pyrodgm.tractable import (
     NICE,
     NSF,
     CategoricalConditional,
+    Embedded,
     Flow,
     FlowPlusPlus,
     GaussianMixtureConditional,
@@ -317,6 +318,15 @@ def _made_vae(context: int = 0) -> VAE:
         prior=StandardNormal(2),
         likelihood=MADE(5, HIDDEN, context=2 + context),
         guide=Parametric(dist.Normal, 2, context=5 + context, hidden=HIDDEN),
+        context=context,
+    )
+
+
+def _embedded_vae(context: int = 0) -> VAE:
+    return VAE(
+        prior=StandardNormal(2),
+        likelihood=Embedded(MADE(5, HIDDEN, context=3), nn.Linear(2 + context, 3), 2 + context),
+        guide=Embedded(IAF(2, 2, hidden=HIDDEN, context=4), MLP(5 + context, 4, HIDDEN), 5 + context),
         context=context,
     )
 
@@ -560,6 +570,7 @@ MODELS: dict[str, ModelCase] = {
     "VAE": ModelCase(lambda: VAE.mlp(5, 2, HIDDEN), lambda: VAE.mlp(5, 2, HIDDEN, C), binary=True),
     "VAE of flows": ModelCase(_flow_vae, lambda: _flow_vae(C)),
     "VAE of MADE": ModelCase(_made_vae, lambda: _made_vae(C), binary=True),
+    "VAE of embeddings": ModelCase(_embedded_vae, lambda: _embedded_vae(C), binary=True),
     "VAE, autoencoding": ModelCase(_autoencoder, lambda: _autoencoder(C), binary=True),
     "VAE skipping": ModelCase(_skip_vae, lambda: _skip_vae(C), binary=True),
     "VAE of sentences": ModelCase(_sentence_vae, lambda: _sentence_vae(C), binary=True),

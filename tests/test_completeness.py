@@ -46,7 +46,9 @@ def built(cases, build):
 
 @pytest.mark.parametrize("folder", ["tractable", "latent", "energy", "implicit"])
 def test_every_model_has_a_case(folder):
-    assert not public(folder, GenerativeModel) - built(MODELS, lambda case: case.build())
+    """As one itself; what has no form without a context, as a part of one."""
+    parts = {type(m).__name__ for case in MODELS.values() for m in case.build().modules()} & {"Embedded"}
+    assert not public(folder, GenerativeModel) - built(MODELS, lambda case: case.build()) - parts
 
 
 def test_every_bijector_has_a_case():

@@ -39,7 +39,7 @@ OFFSET = torch.tensor([0.3, -0.2, 0.1, 0.5]).double()
 every = variants(MODELS, of_family("latent"))
 CHAIN = partial(Latent.complete, steps=40)
 # those whose likelihood has dependent coordinates, and some whose has not
-DEPENDENT = {"VAE of MADE", "VAE of sentences", "ProdLDA", "NVDM", "ETM"}
+DEPENDENT = {"VAE of MADE", "VAE of embeddings", "VAE of sentences", "ProdLDA", "NVDM", "ETM"}
 BY_IMPORTANCE = {"VAE", "VAE of flows", "VAE, autoencoding", "VAE skipping", "VAE with MADE prior", "M2"}
 BY_IMPORTANCE |= {"VQVAE", "VQVAE2", "VQVAE2 of images"}
 

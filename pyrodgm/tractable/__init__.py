@@ -6,6 +6,7 @@ from pyrodgm.distributions.conditionals import (
     Conditional,
     GaussianMixtureConditional,
 )
+from pyrodgm.tractable.embedded import Embedded
 from pyrodgm.tractable.ffjord import FFJORD
 from pyrodgm.tractable.flow import Flow
 from pyrodgm.tractable.glow import Glow
@@ -30,6 +31,7 @@ __all__ = [
     "BernoulliConditional",
     "CategoricalConditional",
     "Conditional",
+    "Embedded",
     "Flow",
     "FlowPlusPlus",
     "GaussianMixtureConditional",
