@@ -335,7 +335,8 @@ MUTANTS = {
     "the landing with the score": Mutant(
         elbo, "stopped", "p.detach()", "p", bounds.check_sticking_the_landing),
     "doubly without the square": Mutant(
-        ImportanceWeighted, "_doubly", "share.square()", "share", bounds.check_doubly_reparameterised),
+        ImportanceWeighted, "_doubly", "that_count(2 * log_share, 0)", "that_count(log_share, 0)",
+        bounds.check_doubly_reparameterised),
     "doubly with the other sign": Mutant(
         ImportanceWeighted, "_doubly", "loss - along", "loss + along", bounds.check_doubly_reparameterised),
     "total correlation of the wrong marginals": Mutant(

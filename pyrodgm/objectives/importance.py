@@ -102,8 +102,8 @@ class ImportanceWeighted(Objective):
         program = model.particle_trace(poutine.replay(model, trace=drawn), self.particles, x, context)
         check_guide_sites(drawn, program)
         log_weights = model.row_log_prob(program) - model.row_log_prob(scored)  # (K, B)
-        share = that_count((1 - self.alpha) * log_weights.detach(), 0).softmax(0)
-        factor = self.alpha * share + (1 - self.alpha) * share.square()
+        log_share = that_count((1 - self.alpha) * log_weights.detach(), 0).log_softmax(0)
+        factor = self.alpha * log_share.exp() + (1 - self.alpha) * that_count(2 * log_share, 0).exp()
         slopes = torch.autograd.grad((factor * log_weights).sum(), list(leaves.values()), retain_graph=True)
         loss = self._bound(log_weights)
         for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):

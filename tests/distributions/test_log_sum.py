@@ -47,17 +47,19 @@ def denormal(gradients):
     return sum(int(((g != 0) & (g.abs() < torch.finfo(g.dtype).tiny)).sum()) for g in gradients)
 
 
-def test_importance_weights_that_do_not_count_leave_no_denormal_numbers():
+@pytest.mark.parametrize("doubly", [False, True])
+def test_importance_weights_that_do_not_count_leave_no_denormal_numbers(doubly):
     torch.manual_seed(0)
     model, x = VAE.mlp(200, 4, [8]), torch.bernoulli(torch.rand(30, 200))
     with torch.no_grad():
         for p in model.likelihood.parameters():
             p.mul_(4)
-    logits = []
-    model.likelihood.net.register_forward_hook(lambda *a: (a[-1].retain_grad(), logits.append(a[-1]))[0])
-    ImportanceWeighted(20).loss(model, x).backward()
-    assert denormal([logits[0].grad]) == 0
-    assert bool((logits[0].grad == 0).any())
+    gradients = []
+    model.likelihood.net.register_forward_hook(lambda *a: a[-1].register_hook(gradients.append) and None)
+    ImportanceWeighted(20, doubly=doubly).loss(model, x).backward()
+    assert len(gradients) == 1 + doubly  # the guide's are of a pass of their own
+    assert denormal(gradients) == 0
+    assert all(bool((g == 0).any()) for g in gradients)
 
 
 def far_apart(n):
