@@ -262,6 +262,9 @@ MUTANTS = {
     "a chunk pushed twice": Mutant(
         incremental.IncrementalPass, "set", "self._push(i + 1)", "self._push(i + 1); self._push(i + 1)",
         increments.check_across_chunks),
+    "an order kept beyond its end": Mutant(
+        masked.MaskedMLP, "_set_masks", "self.plans: dict[int, Any] = {}", "self.plans = getattr(self, 'plans', {})",
+        increments.check_follows_the_degrees_that_are_loaded),
     "one try too many": Mutant(
         resampled._ResampledDistribution, "log_prob", "(self.model.tries - 1)", "self.model.tries",
         refusals.check_two_tries),

@@ -25,7 +25,7 @@ __all__ = ["Autoregressive"]
 
 def _solve(state: IncrementalPass, univariate: Univariate, y: Tensor) -> Tensor:
     """x feature by feature: rows (N, D) -> (N, D)."""
-    for i, column in enumerate(y.T[state.order].unbind()):
+    for i, column in enumerate(state.ranked(y).contiguous().unbind()):
         state.set(i, univariate.inverse(state.parameters(i), column))
     return state.result()
 
@@ -51,7 +51,7 @@ class _Sequential(Function):
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_ladj: Tensor) -> Any:
         _ = ctx.saved_tensors  # an error if one was changed in place since
-        state, order = ctx.state, ctx.state.order
+        state = ctx.state
         with in_its_precision(grad_x):
             with torch.enable_grad():  # of the map itself, the parameters held still; the inverse's ladj is -ladj
                 x, raw = state.values.detach().requires_grad_(), state.out.detach().requires_grad_()
@@ -61,9 +61,9 @@ class _Sequential(Function):
                 if ladj.requires_grad:  # else it is constant
                     at_ladj = -grad_ladj.unsqueeze(-1).expand_as(ladj)
                     own, through = torch.autograd.grad(ladj, (x, raw), at_ladj, materialize_grads=True)
-            v = state.back(grad_x.T[order] + own, diagonal, slopes, through)
+            v = state.back(state.ranked(grad_x) + own, diagonal, slopes, through)
             at_context, *others = state.gradients(ctx.needs_input_grad[1], ctx.needs_input_grad[3:])
-        return v[order.argsort()].T, at_context, None, *others
+        return state.rows(v), at_context, None, *others
 
 
 class _Transform(BijectiveTransform):

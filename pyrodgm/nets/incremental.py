@@ -11,7 +11,44 @@ from pyrodgm.nets.masked import MaskedMLP, one_hot
 
 __all__ = ["IncrementalPass", "in_order"]
 
+_Sort = Tensor | None  # the places of values in an order that they take; None where they are in it already
+
 _LEAST, _MOST, _UNITS = 4, 32, 128  # a chunk is of so many features, or of the units of one layer
+
+
+class _Plan:
+    """What a pass takes from the degrees alone; the network keeps it as it keeps its masks."""
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, net: MaskedMLP, mask: int) -> None:
+        ranks, *degrees = net._degrees(mask)
+        width = net.categories or 1  # inputs of a feature
+        order = ranks.argsort()  # order[i] is the feature of rank i
+        self.order, self.device = order.tolist(), ranks.device
+        inputs = (order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
+        sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
+        self.features, self.back_to_features = _sort(order), _sort(ranks)
+        self.sorts, self.naturally = [_sort(s) for s in sorts], [_sort(s.argsort()) for s in sorts]
+        self.last = _sort(torch.cat([order + p * net.features for p in range(net.outputs)]))
+        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input, of ranks below i).
+        grid = torch.arange(net.features + 1, device=ranks.device)
+        self.ends = [(grid * width).tolist()] + [
+            torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
+        ]
+        units = max(1, *(end[-1] for end in self.ends)) // net.features  # that a step sets
+        self.chunk = min(max(_UNITS // max(units, 1), _LEAST), _MOST)
+
+
+def _sort(places: Tensor) -> _Sort:
+    return None if bool((places.diff() > 0).all()) else places
+
+
+def _plan(net: MaskedMLP, mask: int) -> _Plan:
+    plan = net.plans.get(mask)
+    if plan is None or plan.device != net.get_buffer("ranks").device:
+        plan = net.plans[mask] = _Plan(net, mask)
+    return cast(_Plan, plan)
 
 
 class IncrementalPass:
@@ -36,21 +73,15 @@ class IncrementalPass:
 
     @torch.no_grad()
     def __init__(self, net: MaskedMLP, context: Tensor | None, rows: int, mask: int = 0) -> None:
-        ranks, *degrees = net._degrees(mask)
+        self.plan = plan = _plan(net, mask)
         self.features, self.outputs, self.categories = net.features, net.outputs, net.categories
-        width = net.categories or 1  # inputs of a feature
-        self.order = ranks.argsort()  # self.order[i] is the feature of rank i
-        self.order_list = self.order.tolist()
-        self.activation = net.activation
-        inputs = (self.order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
-        sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
-        self.sorts = sorts
-        last_sort = torch.cat([self.order + p * net.features for p in range(net.outputs)])
+        self.ends, self.chunk, self.activation = plan.ends, plan.chunk, net.activation
+        sorts = plan.sorts
         to_last = net.context_to_last if net.layers else net.from_context
 
         layers = cast(list[nn.Linear], list(net.layers))
 
-        def bias(linear: nn.Linear, from_context: nn.Linear | None, sort: Tensor) -> Tensor:
+        def bias(linear: nn.Linear, from_context: nn.Linear | None, sort: _Sort) -> Tensor:
             value = linear.bias[:, None]  # (H, 1) or, with context, (H, N)
             if from_context is not None and context is not None:
                 value = value + from_context.weight @ context.T
@@ -65,23 +96,19 @@ class IncrementalPass:
             for i, (layer, sort) in enumerate(zip(layers, sorts[1:], strict=True))
         ]
         split = (net.outputs, net.features)
-        last_weight = in_order(in_order(net.last.weight, last_sort), sorts[-1], 1)
+        last_weight = in_order(in_order(net.last.weight, plan.last), sorts[-1], 1)
         self.last_weight = last_weight.unflatten(0, split).transpose(0, 1).contiguous()  # (D, P, H)
-        last_bias = bias(net.last, to_last, last_sort).unflatten(0, split).transpose(0, 1)
+        last_bias = bias(net.last, to_last, plan.last).unflatten(0, split).transpose(0, 1)
         self.direct = (
             None
             if net.direct is None
-            else net.direct.weight[last_sort][:, inputs].unflatten(0, split).transpose(0, 1).contiguous()
+            else in_order(in_order(net.direct.weight, plan.last), sorts[0], 1)
+            .unflatten(0, split)
+            .transpose(0, 1)
+            .contiguous()
         )
-        # ends[l][i]: how many units of layer l have a degree below i (layer 0 is the input, of ranks below i).
-        grid = torch.arange(net.features + 1, device=ranks.device)
-        self.ends = [(grid * width).tolist()] + [
-            torch.searchsorted(d[s].contiguous(), grid).tolist() for d, s in zip(degrees, sorts[1:], strict=True)
-        ]
-        units = max(1, *(end[-1] for end in self.ends)) // self.features  # that a step sets
-        self.chunk = min(max(_UNITS // max(units, 1), _LEAST), _MOST)
         like = net.last.weight
-        self.units = [like.new_zeros(s.numel(), rows) for s in sorts]  # (H, N): a block of units is contiguous
+        self.units = [like.new_zeros(end[-1], rows) for end in self.ends]  # (H, N): a block of units is contiguous
         self.values = like.new_empty(net.features, rows) if self.categories else self.units[0]  # by rank, (D, N)
         # Pre-activations, as far as the finished chunks of features go: (H, N), and (D, P, N) of the outputs.
         self.inputs = [b.expand(-1, rows).clone() for b in biases]
@@ -157,11 +184,19 @@ class IncrementalPass:
             self._push(i + 1)
             self._open(i + 1)
 
+    def ranked(self, x: Tensor) -> Tensor:
+        """Rows (N, D) as columns in the order of ranks, (D, N)."""
+        return in_order(x.T, self.plan.features)
+
     def result(self) -> Tensor:
-        """The features in their natural order, (N, D)."""
-        return self.values[self.order.argsort()].T.contiguous()
+        """The features in their natural order, (N, D), in memory of their own."""
+        return self.rows(self.values).clone(memory_format=torch.contiguous_format)
+
+    def rows(self, columns: Tensor) -> Tensor:
+        """Columns in the order of ranks, (D, N), as rows of features in their natural order, (N, D)."""
+        return in_order(columns, self.plan.back_to_features).T
 
 
-def in_order(values: Tensor, sort: Tensor, dim: int = 0) -> Tensor:
+def in_order(values: Tensor, sort: _Sort, dim: int = 0) -> Tensor:
     """values in an order along one dimension, without a copy where they have it already, as degrees mostly do."""
-    return values if bool((sort.diff() > 0).all()) else values.index_select(dim, sort)
+    return values if sort is None else values.index_select(dim, sort)

@@ -120,8 +120,8 @@ class IncrementalSolve(IncrementalPass):
     @torch.no_grad()
     def gradients(self, of_context: bool, wanted: Sequence[bool]) -> list[Tensor | None]:
         """After :meth:`back`: at the context (N, C), then at each of :meth:`tensors`; None where it is not wanted."""
-        naturally = [sort.argsort() for sort in self.sorts]
-        out = self.into.index_select(0, self.order.argsort()).transpose(0, 1).flatten(0, 1)  # (P * D, N)
+        naturally = self.plan.naturally
+        out = in_order(self.into, self.plan.back_to_features).transpose(0, 1).flatten(0, 1)  # (P * D, N)
         deltas = [*(in_order(d, sort) for d, sort in zip(self.deltas, naturally[1:], strict=True)), out]
         asked, found = iter(wanted), list[Tensor | None]()
         for delta, units, sort, mask, blocks in zip(

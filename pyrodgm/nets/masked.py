@@ -113,6 +113,7 @@ class MaskedMLP(nn.Module):
 
     def _set_masks(self) -> None:
         """One set of masks is kept, as numbers: multiplying costs a third of comparing and choosing at each step."""
+        self.plans: dict[int, Any] = {}  # of passes feature by feature, which make them when they need them
         masks = self._make_masks(0) if self.masks == 1 else []
         for i, mask in enumerate(masks):
             self.register_buffer(f"mask{i}", mask, persistent=False)
