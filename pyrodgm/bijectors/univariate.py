@@ -72,9 +72,9 @@ class ScaleShift(Univariate):
         if not bound > 0:
             raise ValueError(f"expected bound > 0, got {bound}")
         self.bound = float(bound)
-        self._doublings = torch.tensor(
-            -self.bound / math.log(2), dtype=torch.float64
-        )  # of the inverse's scale, for tanh
+        # The inverse's scale is 2 to this multiple of tanh: for the few numbers of a step, a power of 2 and a
+        # product with a tensor take half as long as exp and a product with a float.
+        self._doublings = torch.tensor(-self.bound / math.log(2), dtype=torch.float64)
 
     def call_and_ladj(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = raw.unbind(-2)
@@ -90,7 +90,6 @@ class ScaleShift(Univariate):
         if torch.is_grad_enabled():
             return self.inverse_and_ladj(raw, y)[0]
         log_scale, shift = raw.unbind(-2)
-        # Of a few numbers, a power of 2 and a product with a tensor take half as long as exp and one with a float.
         return (y - shift).mul_(torch.tanh(log_scale).mul_(self._doublings).exp2_())
 
     def ladj(self, raw: Tensor, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class _Plan:
         ranks, *degrees = net._degrees(mask)
         width = net.categories or 1  # inputs of a feature
         order = ranks.argsort()  # order[i] is the feature of rank i
-        self.order, self.device = order.tolist(), ranks.device
+        self.device = ranks.device
         inputs = (order[:, None] * width + torch.arange(width, device=ranks.device)).flatten()
         sorts = [inputs, *(d.argsort(stable=True) for d in degrees)]
         self.features, self.back_to_features = _sort(order), _sort(ranks)

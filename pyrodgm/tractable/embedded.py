@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -46,11 +48,10 @@ class Embedded(Tractable):
         self.net = net
 
     def condition(self, context: Tensor | None = None) -> TorchDistribution:
-        return self.model.condition(self._read(self.check(None, context)[1]))
+        return self.model.condition(self._read(cast(Tensor, self.check(None, context)[1])))
 
-    def _read(self, context: Tensor | None) -> Tensor:
+    def _read(self, context: Tensor) -> Tensor:
         """h(c), as the context has its type, whatever autocast makes of it."""
-        assert context is not None  # check() has seen to it
         h = self.net(context).to(context.dtype)
         if h.shape != (*context.shape[:-1], self.model.context):
             raise ValueError(
@@ -62,4 +63,4 @@ class Embedded(Tractable):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         x, context = self.check(x, context)
-        self.model.initialize(x, self._read(context))
+        self.model.initialize(x, self._read(cast(Tensor, context)))

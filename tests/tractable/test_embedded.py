@@ -15,7 +15,11 @@ from pyrodgm.tractable import MADE, Embedded, Flow, Parametric, RealNVP, Standar
 
 def model_and_net(seed=0):
     torch.manual_seed(seed)
-    return RealNVP(3, 2, hidden=[8], context=4), MLP(6, 4, [8])
+    inner = RealNVP(3, 2, hidden=[8], context=4)
+    with torch.no_grad():
+        for p in inner.parameters():  # couplings start as the identity, which reads nothing
+            p.add_(0.3 * torch.randn_like(p))
+    return inner, MLP(6, 4, [8])
 
 
 def test_its_density_and_draws_are_the_models_given_the_networks_output():
@@ -31,9 +35,6 @@ def test_its_density_and_draws_are_the_models_given_the_networks_output():
 
 def test_network_runs_once_for_all_layers_and_gets_their_gradient():
     inner, net = model_and_net()
-    with torch.no_grad():
-        for p in inner.parameters():  # couplings start as the identity, which reads nothing
-            p.add_(0.3 * torch.randn_like(p))
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
     model, x, c = Embedded(inner, net, 6), torch.randn(5, 3), torch.randn(5, 6, requires_grad=True)
